@@ -12,21 +12,17 @@ import numpy as np
 from evomerge.candidate import Part
 from evomerge.errors import FitnessError
 from evomerge.protocols import Scores
-from evomerge.utils.sizes import byte_count
-from fitness._classification.terms import parse_split
 from fitness._images.headed import HeadedImages
 from fitness._images.labels import Answers, right_answers
 from fitness._images.parts import among, places_of
-from fitness._images.sources import ImageItem, ImageSource, check_place, read_folder, read_source
-from fitness._images.terms import ImageTerm, parse_batch_norm, parse_tasks
+from fitness._images.sources import ImageSource, check_images, read_source
+from fitness._images.terms import ImageTerm, parse_tasks
 from fitness._lm_eval.terms import plain
-from fitness._unlabelled.values import whole
 
 if TYPE_CHECKING:
-    from evomerge.models.loaded import LoadedModel, ModelOutline
+    from evomerge.models.loaded import LoadedModel
     from evomerge.protocols import Estimator
-    from evomerge.utils.memory import MemoryPart
-    from fitness._images.prepared import How, Prepared
+    from fitness._images.prepared import Prepared
 
 
 _MOST_RESPONSES = 20
@@ -91,34 +87,15 @@ class ImagesFitness(HeadedImages):
         seed: int = 0,
     ) -> None:
         self._terms = parse_tasks(plain(tasks), plain(metrics), plain(templates))
-        self._split = parse_split(part, plain(split))
-        self._batch_norm = parse_batch_norm(plain(batch_norm))
-        self._batch_size = whole(batch_size, "batch_size", 1, 2**31)
-        self._cache_size = byte_count(cache_size, "cache_size")
-        self._cache, self._clip, self._processor = cache or "", clip or "", processor or ""
-        self._seed = whole(seed, "seed", 0, 2**63 - 1)
-        self._sources: dict[str, ImageSource] | None = None
-        self._others: list[ImageItem] = []
+        self._set_up(part, split, batch_norm, batch_size, cache_size, cache, seed, processor, clip)
         self._gold: dict[str, Answers] = {}
         self._known: dict[str, Mapping[Any, Any] | None] = {}
         self._prepared = None
 
-    def check(self) -> None:
-        """Find the images, once.
-
-        Raises:
-            FitnessError: a folder or table that is missing, cannot be read or has no images.
-            ConfigError: Pillow is not installed.
-        """
-        from fitness._images.decoding import require_pillow
-
-        require_pillow()
-        self._read()
-
     def check_files(self) -> None:
         """Raise `FitnessError` for a folder or table that is not there."""
         for place, term in enumerate(self._terms):
-            check_place(term, f"tasks[{place}].images")
+            check_images(term.images, f"tasks[{place}].images")
 
     def check_model(self, config: Any, folder: str) -> None:
         """Check that there is an image processor, and prompts where there is no head; `check` comes before.
@@ -140,33 +117,6 @@ class ImagesFitness(HeadedImages):
                 self._gold_of(term, None)
             elif not term.head:
                 self._gold_of(term, config.id2label)
-
-    def check_labels(self, labels: Callable[[str], Mapping[Any, Any]]) -> None:
-        """Check the classes of tasks with heads of their own.
-
-        Args:
-            labels: ``id2label`` of a source by its name.
-
-        Raises:
-            FitnessError: a class that the head does not have.
-        """
-        for term in self._terms:
-            if term.head:
-                self._gold_of(term, labels(term.head))
-
-    def memory(self, model: ModelOutline) -> list[MemoryPart]:
-        """What processed images take beside a model's weights; `check` comes before."""
-        from evomerge.utils.memory import MemoryPart
-        from evomerge.utils.sizes import size_text
-        from fitness._images.pixels import load_processor, nbytes_of
-
-        folder = self._processor or str(getattr(model.config, "name_or_path", "") or "")
-        try:
-            count = sum(self.items().values())
-            nbytes = min(nbytes_of(count, load_processor(folder)), self._cache_size)
-        except FitnessError:  # said where the model is checked
-            return []
-        return [MemoryPart("images", nbytes, f"{count:,} images ({size_text(self._cache_size)} at most)", "cache_size")]
 
     def build_estimator(self) -> Estimator:
         """Build what tells of some images what all would give; `check_model` and `check_labels` come before.
@@ -249,18 +199,8 @@ class ImagesFitness(HeadedImages):
             self._known[term.name] = None if id2label is None else dict(id2label)
         return self._gold[term.name]
 
-    def _read(self) -> dict[str, ImageSource]:
-        if self._sources is None:
-            found = {
-                term.name: read_source(term, f"tasks[{place}]", self._split, self._seed)
-                for place, term in enumerate(self._terms)
-            }
-            if self._batch_norm is not None and self._batch_norm.folder:
-                self._others = read_folder(self._batch_norm.folder, "batch_norm.folder")
-            self._sources = found
-        return self._sources
+    def _find(self, term: ImageTerm, key: str) -> ImageSource:
+        return read_source(term, key, self._split, self._seed)
 
-    def _how(self) -> How:
-        from fitness._images.prepared import How
-
-        return How(self._batch_size, self._cache_size, self._cache, self._processor, self._clip, self._batch_norm)
+    def _learn_classes(self, term: ImageTerm, id2label: Mapping[Any, Any]) -> object:
+        return self._gold_of(term, id2label)

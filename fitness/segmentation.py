@@ -13,22 +13,17 @@ import numpy as np
 from evomerge.candidate import Part
 from evomerge.errors import FitnessError
 from evomerge.protocols import Scores
-from evomerge.utils.sizes import byte_count
-from fitness._classification.terms import parse_split
 from fitness._images.headed import HeadedImages
 from fitness._images.parts import among, places_of
-from fitness._images.sources import ImageItem, read_folder
-from fitness._images.terms import parse_batch_norm
 from fitness._lm_eval.terms import plain
 from fitness._segmentation.terms import SegmentationTerm, parse_tasks
-from fitness._unlabelled.values import whole
 
 if TYPE_CHECKING:
     from evomerge.models.loaded import LoadedModel, ModelOutline
     from evomerge.protocols import Estimator
     from evomerge.utils.memory import MemoryPart
     from fitness._segmentation.labels import Classes
-    from fitness._segmentation.prepared import How, Prepared
+    from fitness._segmentation.prepared import Prepared
     from fitness._segmentation.sources import MaskedSource
 
 _MOST_RESPONSES = 20
@@ -92,30 +87,10 @@ class SegmentationFitness(HeadedImages):
         seed: int = 0,
     ) -> None:
         self._terms = parse_tasks(plain(tasks), plain(metrics))
-        self._split = parse_split(part, plain(split))
-        self._batch_norm = parse_batch_norm(plain(batch_norm))
-        self._batch_size = whole(batch_size, "batch_size", 1, 2**31)
-        self._cache_size = byte_count(cache_size, "cache_size")
-        self._cache, self._sam, self._processor = cache or "", sam or "", processor or ""
-        self._seed = whole(seed, "seed", 0, 2**63 - 1)
-        self._sources: dict[str, MaskedSource] | None = None
-        self._others: list[ImageItem] = []
+        self._set_up(part, split, batch_norm, batch_size, cache_size, cache, seed, processor, sam)
         self._classes: dict[str, tuple[Mapping[Any, Any], Classes]] = {}
         self._reduced = False
         self._prepared = None
-
-    def check(self) -> None:
-        """Find the images, and read their masks, once.
-
-        Raises:
-            FitnessError: a folder or table that is missing, cannot be read or has no images; an image without a mask of
-                its size; prompts that are none.
-            ConfigError: Pillow is not installed.
-        """
-        from fitness._images.decoding import require_pillow
-
-        require_pillow()
-        self._read()
 
     def check_files(self) -> None:
         """Raise `FitnessError` for a folder or table that is not there."""
@@ -153,38 +128,14 @@ class SegmentationFitness(HeadedImages):
             if kind == "classes" and not term.head:
                 self._classes_of(term, config.id2label)
         if kind == "encoder":
-            find_sam(self._sam)
-        elif self._sam:
-            raise FitnessError(f"sam is {self._sam}, and the pool's models give masks", "nothing", "leave it out")
-
-    def check_labels(self, labels: Callable[[str], Mapping[Any, Any]]) -> None:
-        """Check the classes of tasks with heads of their own.
-
-        Args:
-            labels: ``id2label`` of a source by its name.
-
-        Raises:
-            FitnessError: a class that the head does not have.
-        """
-        for term in self._terms:
-            if term.head:
-                self._classes_of(term, labels(term.head))
+            find_sam(self._other)
+        elif self._other:
+            raise FitnessError(f"sam is {self._other}, and the pool's models give masks", "nothing", "leave it out")
 
     def memory(self, model: ModelOutline) -> list[MemoryPart]:
         """What processed images and masks take beside a model's weights; `check` comes before."""
-        from evomerge.utils.memory import MemoryPart
-        from evomerge.utils.sizes import size_text
-        from fitness._images.pixels import load_processor, nbytes_of
-
-        count = sum(self.items().values())
-        masks = MemoryPart("masks", sum(own.mask_bytes for own in self._read().values()), f"{count:,} masks", "tasks")
-        try:
-            folder = self._processor or str(getattr(model.config, "name_or_path", "") or "")
-            nbytes = min(nbytes_of(count, load_processor(folder)), self._cache_size)
-        except FitnessError:  # said where the model is checked
-            return [masks]
-        most = size_text(self._cache_size)
-        return [MemoryPart("images", nbytes, f"{count:,} images ({most} at most)", "cache_size"), masks]
+        count, nbytes = sum(self.items().values()), sum(own.mask_bytes for own in self._read().values())
+        return [*super().memory(model), MemoryPart("masks", nbytes, f"{count:,} masks", "tasks")]
 
     def build_estimator(self) -> Estimator:
         """Build what tells of some images what all would give: every metric is a mean over images."""
@@ -281,20 +232,10 @@ class SegmentationFitness(HeadedImages):
             self._classes[term.name] = known = dict(id2label), found
         return known[1]
 
-    def _read(self) -> dict[str, MaskedSource]:
-        if self._sources is None:
-            from fitness._segmentation.sources import read_source
+    def _find(self, term: SegmentationTerm, key: str) -> MaskedSource:
+        from fitness._segmentation.sources import read_source
 
-            found = {
-                term.name: read_source(term, f"tasks[{place}]", self._split, self._seed)
-                for place, term in enumerate(self._terms)
-            }
-            if self._batch_norm is not None and self._batch_norm.folder:
-                self._others = read_folder(self._batch_norm.folder, "batch_norm.folder")
-            self._sources = found
-        return self._sources
+        return read_source(term, key, self._split, self._seed)
 
-    def _how(self) -> How:
-        from fitness._segmentation.prepared import How
-
-        return How(self._batch_size, self._cache_size, self._cache, self._processor, self._sam, self._batch_norm)
+    def _learn_classes(self, term: SegmentationTerm, id2label: Mapping[Any, Any]) -> object:
+        return self._classes_of(term, id2label)

@@ -11,14 +11,21 @@ from evomerge.candidate import Part
 from evomerge.errors import FitnessError
 from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Scores
-from fitness._classification.terms import CountedTerm, objective_weights, shares_of
+from evomerge.utils.memory import MemoryPart
+from evomerge.utils.sizes import byte_count, size_text
+from fitness._classification.terms import CountedTerm, objective_weights, parse_split, shares_of
 from fitness._documents import Document
-from fitness._images.sources import ImageItem
+from fitness._images.decoding import require_pillow
+from fitness._images.sources import ImageItem, read_folder
+from fitness._images.terms import parse_batch_norm
+from fitness._lm_eval.terms import plain
+from fitness._unlabelled.values import whole
 
 if TYPE_CHECKING:
     import torch
 
-    from evomerge.models.loaded import LoadedModel
+    from evomerge.models.loaded import LoadedModel, ModelOutline
+    from fitness._images.ready import How
 
 
 class HeadedTerm(CountedTerm, Protocol):
@@ -47,8 +54,72 @@ class HeadedImages(ABC):
     switch_key: ClassVar[str] = "head"
 
     _terms: Sequence[HeadedTerm]
-    _others: Sequence[ImageItem]
+    _sources: Mapping[str, Source] | None = None
+    _others: Sequence[ImageItem] = ()
     _prepared: Any = None
+
+    def _set_up(
+        self,
+        part: str | None,
+        split: Any,
+        batch_norm: Any,
+        batch_size: int,
+        cache_size: str | int,
+        cache: str | None,
+        seed: int,
+        processor: str | None,
+        other: str | None,
+    ) -> None:
+        """Take down the arguments that all have, as `ImagesFitness` explains them.
+
+        Args:
+            other: the model that has what the pool's may lack; see `How`.
+
+        Raises:
+            ConfigError: one out of its range, naming it.
+        """
+        self._split = parse_split(part, plain(split))
+        self._batch_norm = parse_batch_norm(plain(batch_norm))
+        self._batch_size = whole(batch_size, "batch_size", 1, 2**31)
+        self._cache_size = byte_count(cache_size, "cache_size")
+        self._cache, self._other, self._processor = cache or "", other or "", processor or ""
+        self._seed = whole(seed, "seed", 0, 2**63 - 1)
+
+    def check(self) -> None:
+        """Find the images, and what is right of them, once.
+
+        Raises:
+            FitnessError: a folder or table that is missing, cannot be read or has no images; what is right of an image
+                that is missing, or none.
+            ConfigError: Pillow is not installed.
+        """
+        require_pillow()
+        self._read()
+
+    def check_labels(self, labels: Callable[[str], Mapping[Any, Any]]) -> None:
+        """Check the classes of tasks with heads of their own.
+
+        Args:
+            labels: ``id2label`` of a source by its name.
+
+        Raises:
+            FitnessError: a class that the head does not have.
+        """
+        for term in self._terms:
+            if term.head:
+                self._learn_classes(term, labels(term.head))
+
+    def memory(self, model: ModelOutline) -> list[MemoryPart]:
+        """What processed images take beside a model's weights; `check` comes before."""
+        from fitness._images.pixels import load_processor, nbytes_of
+
+        folder = self._processor or str(getattr(model.config, "name_or_path", "") or "")
+        try:
+            count = sum(self.items().values())
+            nbytes = min(nbytes_of(count, load_processor(folder)), self._cache_size)
+        except FitnessError:  # said where the model is checked
+            return []
+        return [MemoryPart("images", nbytes, f"{count:,} images ({size_text(self._cache_size)} at most)", "cache_size")]
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -94,7 +165,7 @@ class HeadedImages(ABC):
         Raises:
             FitnessError: statistics that are not finite.
         """
-        found: Mapping[str, torch.Tensor] = self._ready().batch_norms(model)
+        found: Mapping[str, torch.Tensor] = self._ready().images.batch_norms(model)
         return found
 
     def documents(self) -> list[tuple[str, str]]:
@@ -104,8 +175,26 @@ class HeadedImages(ABC):
         return [*((asked, content) for asked, content in found), *((text, text) for text in others)]
 
     @abstractmethod
-    def _read(self) -> Mapping[str, Source]:
+    def _find(self, term: Any, key: str) -> Source:
+        """The images of a task; `key` names it."""
+
+    @abstractmethod
+    def _learn_classes(self, term: Any, id2label: Mapping[Any, Any]) -> object:
+        """Find out what is right of a task's images by the classes of a head."""
+
+    def _read(self) -> Mapping[str, Any]:
         """The images of every task, found once."""
+        if self._sources is None:
+            found = {term.name: self._find(term, f"tasks[{place}]") for place, term in enumerate(self._terms)}
+            if self._batch_norm is not None and self._batch_norm.folder:
+                self._others = read_folder(self._batch_norm.folder, "batch_norm.folder")
+            self._sources = found
+        return self._sources
+
+    def _how(self) -> How:
+        from fitness._images.ready import How
+
+        return How(self._batch_size, self._cache_size, self._cache, self._processor, self._other, self._batch_norm)
 
     def _ready(self) -> Any:
         """What `prepare` made; `FitnessError` before."""

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -88,21 +88,49 @@ def read_source(term: ImageTerm, key: str, split: SplitTerm, seed: int) -> Image
     found = _entries(term, key)
     classes = tuple(sorted({item.label for item in found}, key=_number_first))
     hashes = [_hash_of(item) for item in found]
-    if split.part is not None:
-        own = [in_part(text, split) for text in hashes]
-        found = [item for item, chosen in zip(found, own, strict=True) if chosen]
-        hashes = [text for text, chosen in zip(hashes, own, strict=True) if chosen]
-        if not found:
-            what = f"{key}: none of the images of {term.images} is in part {split.part}"
-            raise FitnessError(what, "more images, or another share", "see split and part")
-    if term.limit is not None and term.limit < len(found):
-        places = evenly([item.label for item in found], term.limit, seed)
-        found, hashes = [found[i] for i in places], [hashes[i] for i in places]
+    places = chosen_places(hashes, [item.label for item in found], term, key, split, seed)
+    found, hashes = [found[i] for i in places], [hashes[i] for i in places]
     pairs = zip(found, hashes, strict=True)
     documents = tuple(
         Document(hashlib.sha256(f"{text} {item.label}".encode()).hexdigest(), text) for item, text in pairs
     )
     return ImageSource(tuple(found), classes, documents)
+
+
+class Limited(Protocol):
+    """A task of images, some of them."""
+
+    @property
+    def images(self) -> str:
+        """Where they are."""
+
+    @property
+    def limit(self) -> int | None:
+        """So many; ``None`` for all."""
+
+
+def chosen_places(
+    hashes: Sequence[str], labels: Sequence[str], term: Limited, key: str, split: SplitTerm, seed: int
+) -> list[int]:
+    """The images that lie in the part which counts, and of these as many as the task says, in order.
+
+    Args:
+        hashes: of their bytes.
+        labels: of every one about as many are drawn.
+        term, key: the task, and the key of its images.
+        split: which part.
+        seed: of the draw.
+
+    Raises:
+        FitnessError: none lies in the part.
+    """
+    chosen = [place for place, text in enumerate(hashes) if in_part(text, split)]
+    if not chosen:
+        what = f"{key}: none of the images of {term.images} is in part {split.part}"
+        raise FitnessError(what, "more images, or another share", "see split and part")
+    if term.limit is None:
+        return chosen
+    return [chosen[i] for i in evenly([labels[place] for place in chosen], term.limit, seed)]
 
 
 def _hash_of(item: ImageItem) -> str:
@@ -119,7 +147,7 @@ def read_folder(folder: str, key: str) -> list[ImageItem]:
         FitnessError: there is no such folder, or no image in it.
     """
     require_there(folder, key)
-    found = [ImageItem(str(path), "", path) for path in sorted(Path(folder).expanduser().rglob("*")) if _is_image(path)]
+    found = [ImageItem(str(path), "", path) for path in sorted(Path(folder).expanduser().rglob("*")) if is_image(path)]
     if not found:
         raise FitnessError(f"{key}: {folder} has no images", f"files such as {', '.join(SUFFIXES[:3])}")
     return found
@@ -142,12 +170,12 @@ def evenly(labels: Sequence[str], most: int, seed: int) -> list[int]:
     return sorted(found)
 
 
-def check_place(term: ImageTerm, key: str) -> None:
+def check_images(images: str, key: str) -> None:
     """Raise `FitnessError` for a folder or a table that is not there, or a file that is no table; `key` names it."""
-    path = Path(term.images).expanduser()
-    require_there(term.images, key)
+    path = Path(images).expanduser()
+    require_there(images, key)
     if path.is_file() and path.suffix not in TABLES:
-        raise FitnessError(f"{key} names {term.images!r}", f"a folder, or a table: {', '.join(TABLES)}")
+        raise FitnessError(f"{key} names {images!r}", f"a folder, or a table: {', '.join(TABLES)}")
 
 
 def require_there(name: str, key: str) -> None:
@@ -165,12 +193,13 @@ def _number_first(label: str) -> tuple[bool, int, str]:
     return not label.isdecimal(), int(label) if label.isdecimal() else 0, label
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
+    """Whether a file is called like an image."""
     return path.suffix.lower() in SUFFIXES and path.name[0] != "." and path.is_file()
 
 
 def _entries(term: ImageTerm, key: str) -> list[ImageItem]:
-    check_place(term, key)
+    check_images(term.images, key)
     path = Path(term.images).expanduser()
     if path.is_dir():
         return _of_folders(path, key)
@@ -184,7 +213,7 @@ def _entries(term: ImageTerm, key: str) -> list[ImageItem]:
 def _of_folders(folder: Path, key: str) -> list[ImageItem]:
     found = []
     for inner in sorted(own for own in folder.iterdir() if own.is_dir() and own.name[0] != "."):
-        found += [ImageItem(str(path), inner.name, path) for path in sorted(inner.rglob("*")) if _is_image(path)]
+        found += [ImageItem(str(path), inner.name, path) for path in sorted(inner.rglob("*")) if is_image(path)]
     if not found:
         what = f"{key}: {folder} has no images in folders of their classes"
         raise FitnessError(what, f"{folder.name}/CLASS/IMAGE.png for every image", f"files: {', '.join(SUFFIXES)}")
@@ -239,17 +268,30 @@ def _of_row(row: Mapping[str, Any], where: str, folder: Path, term: ImageTerm, k
     image, label = row[term.image], row[term.label]
     if isinstance(label, bool) or not isinstance(label, str | int):
         raise FitnessError(f"{where}: its {term.label} is {label!r}", "the name or the number of a class")
-    if isinstance(image, Mapping) and isinstance(image.get("bytes"), bytes):
-        return ImageItem(where, str(label), data=image["bytes"])
-    if isinstance(image, Mapping):
-        image = image.get("path")
-    if isinstance(image, bytes):
-        return ImageItem(where, str(label), data=image)
-    if not isinstance(image, str):
-        raise FitnessError(
-            f"{where}: its {term.image} is {image!r}", "the path of an image, from the table's folder on"
-        )
-    path = folder / Path(image).expanduser()
+    return image_of(image, where, where, term.image, folder, str(label))
+
+
+def image_of(value: Any, where: str, data: str, column: str, folder: Path, label: str = "") -> ImageItem:
+    """The image that a cell of a table names or holds.
+
+    Args:
+        value: a path, bytes, or the hub's mapping of ``bytes`` and ``path``.
+        where: the row, for messages.
+        data: what the image is called where the cell holds it.
+        column: of the cell.
+        folder: that paths begin in.
+        label: its class.
+
+    Raises:
+        FitnessError: it is none of these, or there is no such file.
+    """
+    if isinstance(value, Mapping):
+        value = value["bytes"] if isinstance(value.get("bytes"), bytes) else value.get("path")
+    if isinstance(value, bytes):
+        return ImageItem(data, label, data=value)
+    if not isinstance(value, str) or not value:
+        raise FitnessError(f"{where}: its {column} is {value!r}", "the path of an image, from the table's folder on")
+    path = folder / Path(value).expanduser()
     if not path.is_file():
         raise FitnessError(f"{where}: there is no file {path}", "paths from the table's folder on")
-    return ImageItem(str(path), str(label), path)
+    return ImageItem(str(path), label, path)

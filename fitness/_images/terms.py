@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from evomerge.errors import ConfigError, nearest
 from fitness._classification.terms import CLASS_METRICS, MetricTerm, listed_tasks, parse_metrics
@@ -97,13 +97,38 @@ def parse_tasks(given: Any, common: Any, templates: Any) -> tuple[ImageTerm, ...
     return listed_tasks(given, lambda own, key: _task(own, key, of_all, into), "[{task: digits, images: data/digits}]")
 
 
-def _task(given: Any, key: str, common: tuple[MetricTerm, ...], templates: tuple[str, ...]) -> ImageTerm:
+class Common(NamedTuple):
+    """What every task of images says.
+
+    Attributes:
+        name, images, weight, objective, limit: as of `ImageTerm`.
+    """
+
+    name: str
+    images: str
+    weight: float
+    objective: str
+    limit: int | None
+
+
+def parse_common(given: Any, key: str, known: Sequence[str], example: str) -> Common:
+    """What a task has in common with those of other fitnesses of images.
+
+    Args:
+        given: of the configuration.
+        key: where it stands.
+        known: every key that it may have.
+        example: of a task with its name and images.
+
+    Raises:
+        ConfigError: no mapping, an unknown key, or a value of the wrong type; names the key.
+    """
     if not isinstance(given, Mapping):
         raise ConfigError(f"{key} is {str(given)[:80]!r}", "a mapping with task and images")
-    require_keys(given, _KEYS, key)
+    require_keys(given, known, key)
     for needed in ("task", "images"):
         if not isinstance(given.get(needed), str) or not given[needed]:
-            allowed = "a name and a folder or a table: {task: digits, images: data/digits}"
+            allowed = f"a name and a folder or a table: {example}"
             raise ConfigError(f"{key}.{needed} is {given.get(needed)!r}", allowed)
     name = given["task"]
     if "/" in name or not name.strip():
@@ -114,14 +139,19 @@ def _task(given: Any, key: str, common: tuple[MetricTerm, ...], templates: tuple
     objective = given.get("objective") or OBJECTIVE
     if not isinstance(objective, str) or not objective.isidentifier():
         raise ConfigError(f"{key}.objective is {objective!r}", "a name of letters, digits and _")
+    limit = whole(given.get("limit"), f"{key}.limit", 1, _MOST) if given.get("limit") is not None else None
+    return Common(name, given["images"], weight, objective, limit)
+
+
+def _task(given: Any, key: str, common: tuple[MetricTerm, ...], templates: tuple[str, ...]) -> ImageTerm:
+    name, images, weight, objective, limit = parse_common(given, key, _KEYS, "{task: digits, images: data/digits}")
     among: Any = given.get("among") or "all"
     if among not in get_args(Among):
         raise ConfigError(f"{key}.among is {among!r}", nearest(str(among), get_args(Among)))
-    limit = whole(given.get("limit"), f"{key}.limit", 1, _MOST) if given.get("limit") is not None else None
     own = given.get("templates")
     return ImageTerm(
         name,
-        given["images"],
+        images,
         _text(given["head"], f"{key}.head") if given.get("head") else "",
         _text(given.get("image", "image"), f"{key}.image"),
         _text(given.get("label", "label"), f"{key}.label"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.errors import FitnessError, nearest
-from fitness._classification.tables import cell_of, in_part, read_rows
+from fitness._classification.tables import cell_of, read_rows
 from fitness._classification.terms import SplitTerm
 from fitness._documents import Document
 from fitness._images.pixels import mask_of, size_of
-from fitness._images.sources import SUFFIXES, TABLES, ImageItem, evenly, require_there
+from fitness._images.sources import SUFFIXES, ImageItem, check_images, chosen_places, image_of, is_image
 from fitness._segmentation.prompts import Prompts, prompts_of
 from fitness._segmentation.terms import SegmentationTerm
 
@@ -61,11 +61,9 @@ class MaskedSource:
 
 def check_place(term: SegmentationTerm, key: str) -> None:
     """Raise `FitnessError` for a folder or table that is not there, or a folder without ``images`` and ``masks``."""
-    require_there(term.images, key)
+    check_images(term.images, key)
     path = Path(term.images).expanduser()
     if path.is_file():
-        if path.suffix not in TABLES:
-            raise FitnessError(f"{key} names {term.images!r}", f"a folder, or a table: {', '.join(TABLES)}")
         return
     for name in ("images", "masks"):
         if not (path / name).is_dir():
@@ -97,12 +95,7 @@ def read_source(term: SegmentationTerm, key: str, split: SplitTerm, seed: int) -
     path = Path(term.images).expanduser()
     rows = list(_of_folder(path, key) if path.is_dir() else _of_table(path, term, key))
     hashes = [hashlib.sha256(image.read()).hexdigest() for image, _, _ in rows]
-    chosen = [place for place, text in enumerate(hashes) if in_part(text, split)]
-    if not chosen:
-        what = f"{key}: none of the images of {term.images} is in part {split.part}"
-        raise FitnessError(what, "more images, or another share", "see split and part")
-    if term.limit is not None:
-        chosen = [chosen[i] for i in evenly([""] * len(chosen), term.limit, seed)]
+    chosen = chosen_places(hashes, [""] * len(rows), term, key, split, seed)
     items, documents = list[MaskedItem](), list[Document]()
     for place in chosen:
         image, file, given = rows[place]
@@ -120,8 +113,8 @@ def read_source(term: SegmentationTerm, key: str, split: SplitTerm, seed: int) -
 
 
 def _of_folder(folder: Path, key: str) -> Iterator[tuple[ImageItem, ImageItem, Any]]:
-    masks = {path.stem: path for path in sorted((folder / "masks").iterdir()) if _is_image(path)}
-    images = [path for path in sorted((folder / "images").iterdir()) if _is_image(path)]
+    masks = {path.stem: path for path in sorted((folder / "masks").iterdir()) if is_image(path)}
+    images = [path for path in sorted((folder / "images").iterdir()) if is_image(path)]
     if not images:
         raise FitnessError(f"{key}: {folder / 'images'} has no images", f"files: {', '.join(SUFFIXES)}")
     for path in images:
@@ -131,28 +124,11 @@ def _of_folder(folder: Path, key: str) -> Iterator[tuple[ImageItem, ImageItem, A
         yield ImageItem(str(path), "", path), ImageItem(str(masks[path.stem]), "", masks[path.stem]), None
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.name[0] != "." and path.is_file()
-
-
 def _of_table(path: Path, term: SegmentationTerm, key: str) -> Iterator[tuple[ImageItem, ImageItem, Any]]:
     whose = key.removesuffix("images")
     for where, row in read_rows(str(path), key):
         found = [
-            _image(cell_of(row, column, where, f"{whose}{name}"), where, column, path.parent)
+            image_of(cell_of(row, column, where, f"{whose}{name}"), where, f"{where}, {column}", column, path.parent)
             for name, column in (("image", term.image), ("mask", term.mask))
         ]
         yield found[0], found[1], cell_of(row, term.prompts, where, f"{whose}prompts") if term.prompts else None
-
-
-def _image(value: Any, where: str, column: str, folder: Path) -> ImageItem:
-    if isinstance(value, Mapping):
-        value = value["bytes"] if isinstance(value.get("bytes"), bytes) else value.get("path")
-    if isinstance(value, bytes):
-        return ImageItem(f"{where}, {column}", "", data=value)
-    if not isinstance(value, str) or not value:
-        raise FitnessError(f"{where}: its {column} is {value!r}", "the path of an image, from the table's folder on")
-    path = folder / Path(value).expanduser()
-    if not path.is_file():
-        raise FitnessError(f"{where}: there is no file {path}", "paths from the table's folder on")
-    return ImageItem(str(path), "", path)

@@ -8,10 +8,8 @@ from typing import Any, Literal, get_args
 
 from evomerge.errors import ConfigError, nearest
 from fitness._classification.terms import MetricTerm, listed_tasks, weighted_metrics
-from fitness._unlabelled.values import finite, require_keys, whole
-
-OBJECTIVE = "score"
-"""The objective of tasks that name none."""
+from fitness._images.terms import OBJECTIVE, parse_common
+from fitness._unlabelled.values import whole
 
 METRICS = ("dice", "iou", "accuracy", "loss")
 
@@ -24,7 +22,6 @@ _KEYS = (
     *("task", "images", "head", "image", "mask", "labels", "ignore", "background", "prompt", "prompts", "limit"),
     *("metrics", "weight", "objective"),
 )
-_MOST = 100_000_000
 _LARGEST = 2**16 - 1  # number of a class in a mask
 
 
@@ -96,26 +93,11 @@ def parse_tasks(given: Any, common: Any) -> tuple[SegmentationTerm, ...]:
 
 
 def _task(given: Any, key: str, common: tuple[MetricTerm, ...]) -> SegmentationTerm:
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"{key} is {str(given)[:80]!r}", "a mapping with task and images")
-    require_keys(given, _KEYS, key)
-    for needed in ("task", "images"):
-        if not isinstance(given.get(needed), str) or not given[needed]:
-            allowed = "a name and a folder or a table: {task: streets, images: data/streets}"
-            raise ConfigError(f"{key}.{needed} is {given.get(needed)!r}", allowed)
-    texts = {name: given.get(name) or default for name, default in _TEXTS.items()}
-    for name, value in texts.items():
+    name, images, weight, objective, limit = parse_common(given, key, _KEYS, "{task: streets, images: data/streets}")
+    texts = {column: given.get(column) or default for column, default in _TEXTS.items()}
+    for column, value in texts.items():
         if not isinstance(value, str):
-            raise ConfigError(f"{key}.{name} is {value!r}", "a text")
-    name = given["task"]
-    if "/" in name or not name.strip():
-        raise ConfigError(f"{key}.task is {name!r}", "a name without /")
-    weight = finite(given.get("weight", 1.0), f"{key}.weight")
-    if weight <= 0:
-        raise ConfigError(f"{key}.weight is {weight:g}", "a number above 0", "leave the task out instead")
-    objective = given.get("objective") or OBJECTIVE
-    if not isinstance(objective, str) or not objective.isidentifier():
-        raise ConfigError(f"{key}.objective is {objective!r}", "a name of letters, digits and _")
+            raise ConfigError(f"{key}.{column} is {value!r}", "a text")
     prompt: Any = given.get("prompt") or ""
     if prompt and prompt not in get_args(Prompt):
         raise ConfigError(f"{key}.prompt is {prompt!r}", nearest(str(prompt), get_args(Prompt)))
@@ -127,7 +109,7 @@ def _task(given: Any, key: str, common: tuple[MetricTerm, ...]) -> SegmentationT
     metrics = given.get("metrics")
     return SegmentationTerm(
         name,
-        given["images"],
+        images,
         texts["head"],
         texts["image"],
         texts["mask"],
@@ -136,7 +118,7 @@ def _task(given: Any, key: str, common: tuple[MetricTerm, ...]) -> SegmentationT
         _number(given["background"], f"{key}.background") if given.get("background") is not None else None,
         prompt,
         texts["prompts"],
-        whole(given.get("limit"), f"{key}.limit", 1, _MOST) if given.get("limit") is not None else None,
+        limit,
         common if metrics is None else weighted_metrics(metrics, f"{key}.metrics", METRICS),
         weight,
         objective,
