@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.demo.building import build_once, versions
-from evomerge.demo.docstrings import LABELS, LIBRARIES, Example, balanced, examples
+from evomerge.demo.docstrings import LABELS, LIBRARIES, Example, examples, parted
 
 BASE = "base"
 TASKS = tuple(LABELS)
@@ -90,16 +90,16 @@ def make_classifiers(
     Raises:
         OutputError: `folder` holds something else.
     """
-    from evomerge.demo.train import seeded
+    from evomerge.demo.train import seeded, streams
 
     chosen = sizes or (QUICK if quick else Sizes())
     wanted: dict[str, Any] = {"classifiers": 1, "seed": seed, **asdict(chosen), "model": dict(MODEL)}
 
     def write(building: Path) -> None:
-        texts_seed, weights_seed, order_seed = np.random.SeedSequence(seed).spawn(3)
-        parts = _parts(chosen, np.random.default_rng(texts_seed))
-        with seeded(int(weights_seed.generate_state(1)[0]), threads):
-            _write(building, parts, chosen, np.random.default_rng(order_seed), each_step)
+        drawn, parameters, order = streams(seed)
+        parts = _parts(chosen, drawn)
+        with seeded(parameters, threads):
+            _write(building, parts, chosen, order, each_step)
 
     wanted |= {"versions": versions(*LIBRARIES, "tokenizers")}
     return build_once(Path(folder).absolute(), wanted, "pool of classifiers", write)
@@ -107,16 +107,8 @@ def make_classifiers(
 
 def _parts(sizes: Sizes, rng: np.random.Generator) -> dict[str, dict[str, list[Example]]]:
     """By task and part its examples; a text is in one part for all tasks, and labels are as even as they can be."""
-    found: dict[str, dict[str, list[Example]]] = {}
-    drawn: dict[str, str] = {}
-    for task, own in examples(sizes.per_library, rng).items():
-        for example, part in zip(own, rng.choice(PARTS, len(own), p=SHARES), strict=True):
-            drawn.setdefault(example.text.lower(), str(part))
-        found[task] = {}
-        for part in PARTS:
-            mine = [example for example in own if drawn[example.text.lower()] == part]
-            found[task][part] = balanced(mine, LABELS[task], -(-getattr(sizes, part) // len(LABELS[task])))
-    return found
+    most = {part: getattr(sizes, part) for part in PARTS}
+    return parted(examples(sizes.per_library, rng), lambda example: example.text, LABELS, most, SHARES, rng)
 
 
 def _write(

@@ -14,9 +14,10 @@ import bisect
 import importlib.util
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -88,7 +89,49 @@ def examples(per_library: int, rng: np.random.Generator) -> dict[str, list[Examp
     return {task: _drawn(list(own.values()), rng) for task, own in found.items()}
 
 
-def balanced(own: Sequence[Example], labels: Sequence[str], most: int) -> list[Example]:
+class Labelled(Protocol):
+    """What has a label."""
+
+    @property
+    def label(self) -> str:
+        """Which."""
+
+
+Item = TypeVar("Item", bound=Labelled)
+
+
+def parted(
+    found: Mapping[str, Sequence[Item]],
+    text: Callable[[Item], str],
+    labels: Mapping[str, Sequence[str]],
+    most: Mapping[str, int],
+    shares: Sequence[float],
+    rng: np.random.Generator,
+) -> dict[str, dict[str, list[Item]]]:
+    """By task and part its examples; all of a text are in one part for all tasks, and labels as even as they can be.
+
+    Args:
+        found: by task, in order.
+        text: what an example was made from.
+        labels: of each task.
+        most: examples of each part at most, by its name.
+        shares: of the parts, in that order.
+        rng: draws them.
+    """
+    parts = list(most)
+    made: dict[str, dict[str, list[Item]]] = {}
+    drawn: dict[str, str] = {}
+    for task, own in found.items():
+        for example, part in zip(own, rng.choice(parts, len(own), p=shares), strict=True):
+            drawn.setdefault(text(example).lower(), str(part))
+        made[task] = {}
+        for part in parts:
+            mine = [example for example in own if drawn[text(example).lower()] == part]
+            made[task][part] = balanced(mine, labels[task], -(-most[part] // len(labels[task])))
+    return made
+
+
+def balanced(own: Sequence[Item], labels: Sequence[str], most: int) -> list[Item]:
     """So many of each label at most, in order."""
     counts = dict.fromkeys(labels, 0)
     kept = []

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.demo.building import build_once, versions
-from evomerge.demo.docstrings import LIBRARIES
+from evomerge.demo.docstrings import LIBRARIES, parted
 from evomerge.demo.glue_texts import LABELS, GlueExample, glue_examples
 
 BASE = "base"
@@ -85,16 +85,16 @@ def make_glue(
     Raises:
         OutputError: `folder` holds something else.
     """
-    from evomerge.demo.train import seeded
+    from evomerge.demo.train import seeded, streams
 
     chosen = sizes or (QUICK if quick else GlueSizes())
     wanted: dict[str, Any] = {"glue": 1, "seed": seed, **asdict(chosen)}
 
     def write(building: Path) -> None:
-        texts_seed, weights_seed, order_seed = np.random.SeedSequence(seed).spawn(3)
-        parts = _parts(chosen, np.random.default_rng(texts_seed))
-        with seeded(int(weights_seed.generate_state(1)[0]), threads):
-            _write(building, parts, chosen, np.random.default_rng(order_seed), each_step)
+        drawn, parameters, order = streams(seed)
+        parts = _parts(chosen, drawn)
+        with seeded(parameters, threads):
+            _write(building, parts, chosen, order, each_step)
 
     wanted |= {"versions": versions(*LIBRARIES, "tokenizers")}
     return build_once(Path(folder).absolute(), wanted, "pool of GPT-2 classifiers", write)
@@ -102,26 +102,8 @@ def make_glue(
 
 def _parts(sizes: GlueSizes, rng: np.random.Generator) -> dict[str, dict[str, list[GlueExample]]]:
     """By task and part its examples: all that were made from a text are in one part, labels as even as can be."""
-    drawn: dict[str, str] = {}
-    found: dict[str, dict[str, list[GlueExample]]] = {}
-    for task, own in glue_examples(sizes.per_library, rng).items():
-        for example, part in zip(own, rng.choice(PARTS, len(own), p=SHARES), strict=True):
-            drawn.setdefault(example.source.lower(), str(part))
-        found[task] = {}
-        for part in PARTS:
-            mine = [example for example in own if drawn[example.source.lower()] == part]
-            found[task][part] = _even(mine, LABELS[task], -(-getattr(sizes, part) // len(LABELS[task])))
-    return found
-
-
-def _even(own: Sequence[GlueExample], labels: Sequence[str], most: int) -> list[GlueExample]:
-    """So many of each label at most, in order."""
-    counts, kept = dict.fromkeys(labels, 0), []
-    for example in own:
-        if counts[example.label] < most:
-            counts[example.label] += 1
-            kept.append(example)
-    return kept
+    most = {part: getattr(sizes, part) for part in PARTS}
+    return parted(glue_examples(sizes.per_library, rng), lambda example: example.source, LABELS, most, SHARES, rng)
 
 
 def _write(

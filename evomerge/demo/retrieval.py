@@ -93,23 +93,22 @@ def make_retrieval(
     Raises:
         OutputError: `folder` holds something else.
     """
-    from evomerge.demo.train import seeded
+    from evomerge.demo.train import seeded, streams
 
     chosen = sizes or (QUICK if quick else Sizes())
     wanted: dict[str, Any] = {"retrieval": 1, "seed": seed, **asdict(chosen), "model": dict(MODEL)}
 
     def write(building: Path) -> None:
-        texts_seed, weights_seed, order_seed = np.random.SeedSequence(seed).spawn(3)
-        drawn = np.random.default_rng(texts_seed)
+        drawn, parameters, order = streams(seed)
         found = {
             task: [own for name in every for own in functions(name, chosen.per_library, drawn)]
             for task, every in PACKAGES.items()
         }
         parts = {task: drawn.choice(PARTS, len(own), p=SHARES).tolist() for task, own in found.items()}
-        with seeded(int(weights_seed.generate_state(1)[0]), threads):
+        with seeded(parameters, threads):
             for task, own in found.items():
                 _write_data(building / "data" / task, own, parts[task], chosen)
-            _write_models(building, found, parts, chosen, np.random.default_rng(order_seed), each_step)
+            _write_models(building, found, parts, chosen, order, each_step)
 
     packages = [name for every in PACKAGES.values() for name in every]
     wanted |= {"versions": versions(*packages, "tokenizers")}

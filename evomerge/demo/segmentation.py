@@ -76,20 +76,20 @@ def make_segmentation(
     Raises:
         OutputError: `folder` holds something else.
     """
-    from evomerge.demo.train import seeded
+    from evomerge.demo.train import seeded, streams
 
     sizes = QUICK if quick else Sizes()
     wanted: dict[str, Any] = {"segmentation": 2, "seed": seed, **asdict(sizes), "rates": list(_RATES)}
     wanted |= {"versions": versions("torch", "transformers", "scikit-learn")}
 
     def write(building: Path) -> None:
-        drawn_seed, weights_seed, order_seed = np.random.SeedSequence(seed).spawn(3)
-        drawn = draw_canvases(np.random.default_rng(drawn_seed), sizes)
+        canvases, parameters, order = streams(seed)
+        drawn = draw_canvases(canvases, sizes)
         for name in CONDITIONS:
             for part in PARTS[1:]:
                 write_masked(building / "data" / name / part, *drawn[name][part])
-        with seeded(int(weights_seed.generate_state(1)[0]), threads):
-            _train_all(building, drawn, sizes, np.random.default_rng(order_seed), each_step)
+        with seeded(parameters, threads):
+            _train_all(building, drawn, sizes, order, each_step)
 
     return build_once(Path(folder).absolute(), wanted, "pool of segmenters", write)
 

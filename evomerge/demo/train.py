@@ -111,6 +111,12 @@ def torch_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def streams(seed: int) -> tuple[np.random.Generator, int, np.random.Generator]:
+    """What a pool's seed gives: draws of its data, the seed of its parameters, and the order of its batches."""
+    drawn, parameters, order = np.random.SeedSequence(seed).spawn(3)
+    return np.random.default_rng(drawn), int(parameters.generate_state(1)[0]), np.random.default_rng(order)
+
+
 @contextlib.contextmanager
 def seeded(seed: int, threads: int | None) -> Iterator[None]:
     """`torch_threads`, with torch's random numbers drawn from a seed inside the block alone."""

@@ -69,7 +69,7 @@ def batches(replays: Iterable[Replay]) -> Iterator[list[Replay]]:
 
 def some_of(
     values: NDArray[np.float64],
-    chosen: Sequence[NDArray[np.bool_]],
+    chosen: NDArray[np.bool_],
     columns: Columns,
     order: NDArray[np.float64],
     last: Sequence[int],
@@ -82,7 +82,7 @@ def some_of(
 
     Args:
         values: shape ``(models, columns)``, NaN where an item was not run.
-        chosen: by model which of its items are anchors, shape ``(columns,)``.
+        chosen: which of these are anchors, shape ``(models, columns)``.
         columns: where metrics stand.
         order: shape ``(columns,)``: a drawn order of each task's items, the same for all of its metrics.
         last: models that are used only where there are not enough others.

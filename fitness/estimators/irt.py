@@ -110,12 +110,12 @@ class ItemResponse:
             return
         values = np.array([rows[k] for k in (*range(first), *latest)])
         metrics = metrics_of(values, self.columns.stretches)
-        drawn = np.array([np.where(self._chosen(~np.isnan(row)), np.nan, row) for row in values])
-        self._chances = Chances(self.columns, drawn, metrics)
+        chosen = np.array([self._chosen(~np.isnan(row)) for row in values])
+        self._chances = Chances(self.columns, np.where(chosen, np.nan, values), metrics)
         self._fit = fit_items(self._chances(values), metrics, self._dimensions)
         self._values = values
         self._endpoints = self._first_complete(values, first) if self._merged else []
-        self._calibration = self._calibrate(values)
+        self._calibration = self._calibrate(values, chosen)
 
     def order(self, counts: Mapping[str, int]) -> Mapping[str, Sequence[int]] | None:
         """By task its places, those of the anchors first; ``None`` for random ones."""
@@ -225,11 +225,10 @@ class ItemResponse:
                 found[stretch] = number
         return found
 
-    def _calibrate(self, values: NDArray[np.float64]) -> dict[str, Calibration]:
+    def _calibrate(self, values: NDArray[np.float64], chosen: NDArray[np.bool_]) -> dict[str, Calibration]:
         """How far off the latent model is on known models, each left out in turn with those like it."""
         order = drawn_order(self.columns)
         replays: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in self.columns.terms}
-        chosen = [self._chosen(~np.isnan(row)) for row in values]
         for some in batches(some_of(values, chosen, self.columns, order, self._endpoints)):
             for true, guessed, plain in self._replayed(values, some):
                 for name, each in true.items():
