@@ -14,7 +14,8 @@ from evomerge.models import compatibility
 from evomerge.models.architecture.config_fields import check_generation
 from evomerge.models.architecture.layout import layout_from
 from evomerge.models.architecture.residual_rules import residual_of
-from evomerge.models.checkpoints.folding import FoldedCheckpoint, FoldedRoom, warn_of_another_base
+from evomerge.models.checkpoints.folded_peft import FoldedPeft, warn_of_another_base
+from evomerge.models.checkpoints.folding import FoldedRoom
 from evomerge.models.checkpoints.pins import changed_since, with_fingerprints
 from evomerge.models.comparing import comparison
 from evomerge.models.dense import SAME, settle_dense
@@ -157,7 +158,7 @@ def _fitted(
     for name, adapter in adapters.items():
         warn_of_another_base(name, adapter, checkpoints[name], refs[name].location)
         try:
-            checkpoints[name] = FoldedCheckpoint(checkpoints[name], adapter, *matched.own[name], room)
+            checkpoints[name] = FoldedPeft(checkpoints[name], adapter, *matched.own[name], room)
         except PoolError as error:
             problems.append(of_model(name, error))
     raise_all(problems)

@@ -23,7 +23,7 @@ from evomerge.export.adapter_writer import rank_bound, write_adapter
 from evomerge.export.in_memory import merged_model
 from evomerge.export.writer import write_model
 from evomerge.merge.methods.low_rank import Bound, Factors, compressed, lost, summed, truncated
-from evomerge.models.checkpoints.folding import FoldedCheckpoint
+from evomerge.models.checkpoints.folded_peft import FoldedPeft
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
@@ -273,15 +273,15 @@ def test_no_more_than_a_slice_is_folded_at_a_time(
     pool = adapters(tiny_model("base"), tmp_path, {}, {})
     folded: list[weakref.ref[torch.Tensor]] = []
     alive = []
-    fold = FoldedCheckpoint._fold
+    fold = FoldedPeft._fold
 
-    def watched(self: FoldedCheckpoint, name: str) -> torch.Tensor:
+    def watched(self: FoldedPeft, name: str) -> torch.Tensor:
         tensor = fold(self, name)
         folded.append(weakref.ref(tensor))
         alive.append(sum(own() is not None for own in folded))
         return tensor
 
-    monkeypatch.setattr(FoldedCheckpoint, "_fold", watched)
+    monkeypatch.setattr(FoldedPeft, "_fold", watched)
     write_adapter(recipe_of(pool, method, {"m0": 1.0, "m1": 1.0}), pool, tmp_path / "out", bound=Bound(rank=2))
     assert len(folded) == 2 * 2 * 2  # two matrices of two layers, of two adapters, each once
     assert max(alive) == 2

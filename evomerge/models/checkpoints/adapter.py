@@ -150,8 +150,8 @@ class Adapter(TensorFiles):
         given = change.a or change.b or change.bias
         if given is None:
             return
-        rank = _for_module(self._settings.ranks, change.module, self._settings.rank)
-        alpha = _for_module(self._settings.alphas, change.module, self._settings.alpha)
+        rank = for_module(self._settings.ranks, change.module, self._settings.rank)
+        alpha = for_module(self._settings.alphas, change.module, self._settings.alpha)
         try:
             change.scale = alpha / (math.sqrt(rank) if self._settings.rank_stabilized else rank)
         except OverflowError:
@@ -192,11 +192,11 @@ def _settings(path: Path, config: Mapping[str, Any]) -> _Settings:
     rank, alpha = config.get("r"), config.get("lora_alpha")
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
     for key, values, whole in (("r", {"": rank}, True), ("rank_pattern", ranks, True)):
-        for value in _values(path, key, values):
+        for value in pattern_values(path, key, values):
             if whole and (not isinstance(value, int) or value < 1):
                 raise PoolError(f"{path} has {key} {value!r}", "a whole number from 1")
     for key, values in (("lora_alpha", {"": alpha}), ("alpha_pattern", alphas)):
-        for value in _values(path, key, values):
+        for value in pattern_values(path, key, values):
             if not (abs(value) < 2**63 and math.isfinite(value)):
                 raise PoolError(f"{path} has {key} {value!r}", "a finite number")
     if not isinstance(config.get("modules_to_save") or [], list):
@@ -205,8 +205,12 @@ def _settings(path: Path, config: Mapping[str, Any]) -> _Settings:
     return _Settings(rank, float(alpha), ranks, alphas, bool(config.get("use_rslora")))  # type: ignore[arg-type]
 
 
-def _values(path: Path, key: str, values: Any) -> list[Any]:
-    """The numbers of a setting; of a pattern, whose keys must be regular expressions."""
+def pattern_values(path: Path, key: str, values: Any) -> list[Any]:
+    """The numbers of a setting by pattern, whose keys must be regular expressions.
+
+    Raises:
+        PoolError: they are none, or would take too long to match.
+    """
     if not isinstance(values, dict):
         raise PoolError(f"{path} has {key} {values!r}", "a mapping of module names to numbers")
     for pattern, value in values.items():
@@ -221,7 +225,7 @@ def _values(path: Path, key: str, values: Any) -> list[Any]:
     return list(values.values())
 
 
-def _for_module(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+def for_module(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     """The value of the first pattern that matches the end of a module's name, as PEFT chooses it."""
     return next((v for p, v in patterns.items() if re.match(rf"(.*\.)?({p})$", module)), default)
 

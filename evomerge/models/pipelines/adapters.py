@@ -11,7 +11,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ import torch
 from safetensors import safe_open
 
 from evomerge.errors import EvomergeWarning, PoolError, nearest
+from evomerge.models.checkpoints.adapter import for_module, pattern_values
 from evomerge.models.checkpoints.folding import FoldedCheckpoint, FoldedRoom
-from evomerge.models.checkpoints.headers import FLOAT_DTYPES, read_header, read_json
+from evomerge.models.checkpoints.headers import read_header, read_json
 from evomerge.models.checkpoints.reader import Checkpoint, TensorFiles
 from evomerge.models.pipelines.adapter_parts import Delta, delta_of
 from evomerge.models.pipelines.libraries import pipeline_class, quiet
@@ -33,6 +34,7 @@ _FLAT = ("lora_unet_", "lycoris_", "lora_transformer_")
 _TEXTS = ("lora_te", "text_encoder")
 _METADATA = "lora_adapter_metadata"
 _KINDS = ("LORA", "LOHA", "LOKR")
+_PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
 class NetworkAdapter(TensorFiles):
@@ -77,6 +79,7 @@ class NetworkAdapter(TensorFiles):
         if not found:
             raise PoolError(f"{self.file} holds nothing for the {network}", "an adapter of the part that is merged")
         self.deltas: dict[str, Delta] = {}
+        settings = self._settings_of(network)
         for module, parts in found.items():
             target = f"{module}.weight"
             info = base.tensors.get(target)
@@ -84,7 +87,7 @@ class NetworkAdapter(TensorFiles):
                 raise PoolError(
                     f"{self.file} changes {module!r}, which the {network} lacks", nearest(target, base.tensors)
                 )
-            self.deltas[target] = delta_of(self.file, module, parts, self._scale(network, module), info.shape)
+            self.deltas[target] = delta_of(self.file, module, parts, self._scale(settings, module), info.shape)
 
     def fingerprint(self) -> str:
         """``sha256:...`` over the tensors and how much each counts, which may stand in the file's metadata."""
@@ -142,28 +145,39 @@ class NetworkAdapter(TensorFiles):
             else:
                 raise PoolError(f"{self.file} changes {name!r}", f"tensors of the {network}")
 
-    def _scale(self, network: str, module: str) -> float | None:
-        """Alpha over rank by the adapter's settings; ``None`` where the file's tensors say it."""
-        config, before = self.config, ""
+    def _settings_of(self, network: str) -> Mapping[str, Any]:
+        """Settings of the folder, or in the file's metadata; none where the file's tensors say all.
+
+        Raises:
+            PoolError: DoRA, or patterns that are none.
+        """
+        config, before, where = self.config, "", self.folder / _PEFT
         if not config:
             with safe_open(self.file, "pt") as file:
                 text = (file.metadata() or {}).get(_METADATA)
-            if text is None:
-                return None
-            config, before = json.loads(text), f"{network}."
+            config, before, where = json.loads(text or "{}"), f"{network}.", self.file
         own = {key.removeprefix(before): value for key, value in config.items() if key.startswith(before)}
         if own.get("use_dora"):
             raise PoolError(f"{self.file} sets use_dora: DoRA also scales the columns of the merged weight", "LoRA")
-        alpha = own.get("lora_alpha", own.get("alpha"))
-        if alpha is None or own.get("r") is None:
+        for key in _PATTERNS:
+            pattern_values(where, key, own.get(key) or {})
+        return own
+
+    @staticmethod
+    def _scale(settings: Mapping[str, Any], module: str) -> float | None:
+        """Alpha over rank by the adapter's settings; ``None`` where the file's tensors say it."""
+        alpha = settings.get("lora_alpha", settings.get("alpha"))
+        if alpha is None or settings.get("r") is None:
             return None
-        rank = float(_for_module(own.get("rank_pattern") or {}, module, own["r"]))
-        alpha = float(_for_module(own.get("alpha_pattern") or {}, module, alpha))
-        return alpha / (math.sqrt(rank) if own.get("use_rslora") else rank)
+        rank, alpha = (
+            float(for_module(settings.get(key) or {}, module, default))
+            for key, default in zip(_PATTERNS, (settings["r"], alpha), strict=True)
+        )
+        return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
 class FoldedNetwork(FoldedCheckpoint):
-    """A network in which some tensors are read with an adapter's change; each is computed when it is read.
+    """A network with an adapter folded in. Convolutions and Hadamard products are no products of two matrices.
 
     Args:
         base: the network.
@@ -172,31 +186,12 @@ class FoldedNetwork(FoldedCheckpoint):
     """
 
     def __init__(self, base: Checkpoint, adapter: NetworkAdapter, room: FoldedRoom) -> None:
-        super().__init__(base, adapter, None, None, room)  # type: ignore[arg-type]
-
-    def _find_changes(self, module: Any, match: Any) -> dict[str, Any]:
-        return dict(self.adapter.deltas)  # type: ignore[attr-defined]
-
-    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """``None`` for what is changed: convolutions and Hadamard products are no products of two matrices."""
-        return None if name in self._changes else super().factors(name)
-
-    def has_factors(self, name: str) -> bool:
-        """Whether the tensor is left alone."""
-        return name not in self._changes
-
-    def replaces(self, name: str) -> bool:
-        """Never: adapters of networks add."""
-        return False
-
-    def stored(self, name: str) -> Any:
-        """Where a tensor lies that is not changed."""
-        return None if name in self._changes else self.base.stored(name)
+        super().__init__(base, adapter, adapter.deltas, room)
 
     def _fold(self, name: str) -> torch.Tensor:
-        dtype = FLOAT_DTYPES[self.tensors[name].dtype] if self._rounded else torch.float32
         delta: Delta = self._changes[name]
-        return (self.base.read(name).to(torch.float32) + delta.compute(self.tensors[name].shape)).to(dtype)
+        changed = self.base.read(name).to(torch.float32) + delta.compute(self.tensors[name].shape)
+        return changed.to(self._dtype(name))
 
 
 def _file_in(folder: Path) -> Path:
@@ -242,9 +237,3 @@ def _split(name: str) -> tuple[str | None, str]:
     """Module and part of a tensor's name."""
     match = _PART.fullmatch(name)
     return (match["module"], match["part"]) if match is not None else (name, "")
-
-
-def _for_module(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The value of the first pattern that matches the end of a module's name, as PEFT chooses it."""
-    names: Sequence[str] = list(patterns)
-    return next((patterns[name] for name in names if module == name or module.endswith(f".{name}")), default)
