@@ -175,8 +175,12 @@ def _checked(pool: Pool, symmetries: Symmetries, order: Order) -> float:
     return found
 
 
-def _outputs(pool: Pool, read: Callable[[str], torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """What a model with these tensors gives on random inputs, in float32."""
+def float32_module(pool: Pool, read: Callable[[str], torch.Tensor]) -> Any:
+    """A model of the pool's kind whose tensors `read` gives by their names, in float32 and for evaluation.
+
+    Raises:
+        PoolError: transformers cannot load it.
+    """
     tensors = {
         name: read(name).to(torch.float32 if pool.is_merged(name) else None, copy=True)
         for name in pool.layout.parameters
@@ -184,9 +188,14 @@ def _outputs(pool: Pool, read: Callable[[str], torch.Tensor]) -> Mapping[str, to
     cls: Any = type(skeleton(pool.config, pool.trust_remote_code))
     try:
         with no_progress_bar():
-            module = cls.from_pretrained(None, config=pool.config, state_dict=tensors, dtype=torch.float32).eval()
+            return cls.from_pretrained(None, config=pool.config, state_dict=tensors, dtype=torch.float32).eval()
     except Exception as error:  # transformers raises whatever the architecture's code raises
         raise PoolError(f"transformers cannot load the model ({one_line(error)})") from error
+
+
+def _outputs(pool: Pool, read: Callable[[str], torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """What a model with these tensors gives on random inputs, in float32."""
+    module = float32_module(pool, read)
     return outputs(module, random_inputs(module))
 
 

@@ -16,16 +16,23 @@ import torch
 
 from evomerge.calibration.encoding import Encoded, encode
 from evomerge.calibration.expert_usage import Usage, counts_of, expert_usage
-from evomerge.errors import ConfigError, PoolError, one_line
-from evomerge.export.aligned_model import files_alongside
+from evomerge.errors import ConfigError, PoolError
+from evomerge.export.aligned_model import files_alongside, float32_module
 from evomerge.export.output import check_output, check_space, new_folder
 from evomerge.export.shards import DTYPES, Declared, ShardWriter
 from evomerge.export.writer import MAX_SHARD_BYTES
-from evomerge.merge.experts.grouping import Counts, Groups, by_clusters, by_dominant, dominant, numbers_by_threshold
+from evomerge.merge.experts.grouping import Counts, by_clusters, by_dominant, dominant, numbers_by_threshold
 from evomerge.merge.experts.merging import Layer, merged_layer
 from evomerge.merge.experts.settings import Method, Router, Scope, check_settings
 from evomerge.models.architecture.conversion import Join
-from evomerge.models.architecture.equal_experts import Rows, equal_experts, numbers_left, router_rows, told_apart
+from evomerge.models.architecture.equal_experts import (
+    Groups,
+    Rows,
+    equal_experts,
+    numbers_left,
+    router_rows,
+    told_apart,
+)
 from evomerge.models.architecture.expert_counts import EXPERTS_FILE, check_counts, read_counts
 from evomerge.models.architecture.layout import skeleton
 from evomerge.models.architecture.mixtures import CHOSEN, Mixture, count_keys, mixtures_of, with_experts
@@ -33,7 +40,6 @@ from evomerge.models.checkpoints.weight_files import NAMES_FILES
 from evomerge.models.opening import open_pool
 from evomerge.models.placed import PlacedTensors, split
 from evomerge.models.pool import Pool, require_own_rows
-from evomerge.models.progress_bars import no_progress_bar
 from evomerge.models.tokenizers import load_tokenizer
 from evomerge.protocols import CalibrationItem
 
@@ -114,7 +120,9 @@ def fewer_experts(
     config = with_experts(pool.config, before if router == "kept" else int(number), pool.trust_remote_code)
     copied = files_alongside(pool.folder(_MODEL))
     items = encode(texts, load_tokenizer(pool.tokenizer_folder, pool.trust_remote_code), _MOST_TOKENS)
-    seen = usage(_module(pool), mixtures, items, outputs=method == "sub_moe")
+    seen = usage(
+        float32_module(pool, functools.partial(pool.read, _MODEL)), mixtures, items, outputs=method == "sub_moe"
+    )
     groups = groups_of(seen, number, method, scope, seed)
     align = method == "m_smoe" if align is None else align
     record = {"method": method, "router": router, "scope": scope, "align": align, "rank": rank, "seed": seed}
@@ -166,7 +174,7 @@ def equal_once(
 
     def make(layer: Layer, own: Groups, used: Counts) -> Layer:
         first = [group[0] for group in own]
-        return Layer(router_rows(layer.router, own, used.tolist(), router), layer.gate_up[first], layer.down[first])
+        return Layer(router_rows(layer.router, own, used, router), layer.gate_up[first], layer.down[first])
 
     used = {layer: np.array(own) for layer, own in known.items()}
     config = with_experts(pool.config, number, pool.trust_remote_code)
@@ -199,20 +207,6 @@ def groups_of(seen: Mapping[int, Usage], number: float, method: str, scope: str,
         else:
             found[layer] = by_dominant(own.routed, own.counts, numbers[layer])
     return found
-
-
-def _module(pool: Pool) -> Any:
-    """The model, in float32."""
-    tensors = {
-        name: pool.read(_MODEL, name).to(torch.float32 if pool.is_merged(name) else None, copy=True)
-        for name in pool.layout.parameters
-    }
-    cls: Any = type(skeleton(pool.config, pool.trust_remote_code))
-    try:
-        with no_progress_bar():
-            return cls.from_pretrained(None, config=pool.config, state_dict=tensors, dtype=torch.float32).eval()
-    except Exception as error:  # transformers raises whatever the architecture's code raises
-        raise PoolError(f"transformers cannot load the model ({one_line(error)})") from error
 
 
 class _Writing:

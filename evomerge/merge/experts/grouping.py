@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.errors import EvomergeError
+from evomerge.models.architecture.equal_experts import Groups
 
-Groups = tuple[tuple[int, ...], ...]
-"""Experts that become one, by their numbers; the first of each group is its dominant one."""
 Counts = NDArray[np.float64]
 """How many tokens each expert of a layer was sent, of shape ``(experts,)``."""
 

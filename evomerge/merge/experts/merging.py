@@ -18,6 +18,7 @@ import torch
 from evomerge.merge.alignment.assigning import assignment
 from evomerge.merge.experts.grouping import Counts, check_groups
 from evomerge.merge.experts.settings import Router
+from evomerge.models.architecture.equal_experts import router_rows
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def merged_layer(
     """
     check_groups(groups, len(layer.router), router == "kept")
     owner = np.zeros(len(layer.router), dtype=np.int64)
-    gate_up, down, rows = [], [], []
+    gate_up, down = [], []
     for number, group in enumerate(groups):
         owner[list(group)] = number
         weights = _shares(counts[list(group)])
@@ -71,9 +72,8 @@ def merged_layer(
         halves = [torch.stack([own[0].chunk(2)[half] for own in members]) for half in range(2)]
         gate_up.append(torch.cat([_mean(own, weights, rank) for own in halves]))
         down.append(_mean(torch.stack([own[1] for own in members]), weights, rank))
-        mean = router == "mean"
-        rows.append(_mean(layer.router[list(group)], weights, 1.0) if mean else layer.router[group[0]])
-    found = Layer(torch.stack(rows), torch.stack(gate_up), torch.stack(down))
+    rows = router_rows(layer.router, groups, counts, "mean" if router == "mean" else "dominant")
+    found = Layer(rows, torch.stack(gate_up), torch.stack(down))
     if router != "kept":
         return found
     places = torch.from_numpy(owner)

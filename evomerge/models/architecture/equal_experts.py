@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from evomerge.errors import EvomergeError
 
@@ -65,7 +67,9 @@ def told_apart(groups: Groups, counts: Sequence[float], number: int) -> Groups:
     return tuple(found)
 
 
-def router_rows(router: torch.Tensor, groups: Groups, counts: Sequence[float], how: Rows) -> torch.Tensor:
+def router_rows(
+    router: torch.Tensor, groups: Sequence[Sequence[int]], counts: Sequence[float] | NDArray[np.float64], how: Rows
+) -> torch.Tensor:
     """The router's row of each group, of shape ``(groups, width)``; means in float32.
 
     Args:
@@ -79,10 +83,10 @@ def router_rows(router: torch.Tensor, groups: Groups, counts: Sequence[float], h
         if how == "dominant" or len(group) == 1:
             rows.append(router[group[0]])
             continue
-        weights = torch.tensor([float(counts[expert]) for expert in group], device=router.device)
-        total = weights.sum()
-        weights = weights / total if total > 0 else torch.full_like(weights, 1 / len(group))
-        rows.append(torch.tensordot(weights, router[list(group)].float(), dims=1).to(router.dtype))
+        weights = torch.tensor([float(counts[expert]) for expert in group], dtype=torch.float64)
+        weights = weights / weights.sum() if weights.sum() > 0 else torch.full_like(weights, 1 / len(group))
+        own = router[list(group)].float()
+        rows.append(torch.tensordot(weights.float().to(own.device), own, dims=1).to(router.dtype))
     return torch.stack(rows)
 
 
