@@ -40,9 +40,9 @@ from evomerge.export.writer import write_model
 from evomerge.merge.alignment.finding import symmetries_of
 from evomerge.merge.alignment.orders import Experts
 from evomerge.merge.alignment.trial import put_in_order
-from evomerge.merge.experts.grouping import Groups
 from evomerge.merge.experts.merging import Layer, merged_layer
 from evomerge.merge.methods import specs
+from evomerge.models.architecture.equal_experts import Groups
 from evomerge.models.architecture.mixtures import mixtures_of, with_experts
 from evomerge.protocols import CalibrationItem
 from evomerge.recipes.pool_info import PoolInfo
