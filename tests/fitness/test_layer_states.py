@@ -127,7 +127,7 @@ def test_a_search_that_shares_nothing_keeps_nothing() -> None:
         used.append(model.states.used)
     assert 0 < used[0] < used[20]
     assert used[-1] == used[-5]
-    for number in range(4):  # until they share again
+    for number in range(6):  # until they share again
         model.states.begin(["embed", "first", *(f"again {number} {depth}" for depth in range(2, LAYERS + 1))])
         forwards.score(model.module, states=model.states)
     assert forwards.hidden == pytest.approx(forwards.tokens / LAYERS)

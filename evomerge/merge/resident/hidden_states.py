@@ -33,7 +33,7 @@ class HiddenStates:
         seen: how many of its layers a model before it had too, from the first one on.
     """
 
-    # Of late, the share of models that began like one before: at first they are taken to.
+    # Of late, the share of a model's layers that one before it had too: at first all are taken to.
     _repeats = 1.0
 
     def __init__(self, budget: int) -> None:
@@ -62,7 +62,7 @@ class HiddenStates:
         self.keys = tuple(keys)
         self.seen = max((depth for depth, key in enumerate(self.keys) if key in self._known), default=0)
         if self.keys:
-            self._repeats += (bool(self.seen) - self._repeats) / _MEMORY
+            self._repeats += (self.seen / max(len(self.keys) - 1, 1) - self._repeats) / _MEMORY
         for key in self.keys:
             self._known[key] = None
             self._known.move_to_end(key)
