@@ -16,10 +16,9 @@ from evomerge.landscape.landscape import Landscape
 from evomerge.objectives import Objective
 from evomerge.report.formatting import p_text
 from evomerge.report.history import read_history
-from evomerge.report.statistics import Floats
+from evomerge.report.statistics import Floats, sign_flip
 from evomerge.run.folder import RunFolder
 
-_EVERY, _DRAWS = 14, 10_000
 
 
 def parse_searches(arguments: Sequence[str]) -> dict[str, list[str]]:
@@ -110,26 +109,9 @@ def landscape_table(file: Path, runs: Mapping[str, Sequence[Path]], budgets: Seq
             cells.append(
                 f"{values.mean():.4f} ± {values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0:.4f}"
             )
-            cells.append("" if label == first else p_text(sign_flip(values - others)))
+            cells.append("" if label == first else p_text(sign_flip(values - others, np.random.default_rng(0))))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def sign_flip(differences: Floats) -> float:
-    """Two-sided p-value of the mean of paired differences being zero, shape ``(pairs,)``.
-
-    Fisher's randomisation test (The Design of Experiments, 1935, section 21): the share of all ways to flip the signs
-    whose mean is at least as far from zero. Of n pairs it is at least ``2 / 2^n``, which a bootstrap of a handful of
-    seeds would go far below. Of more than 14 pairs 10,000 ways are drawn, the observed one counted.
-    """
-    count = len(differences)
-    if count <= _EVERY:
-        signs = 1 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
-    else:
-        drawn = np.random.default_rng(0).integers(0, 2, (_DRAWS, count))
-        signs = np.concatenate([np.ones((1, count), int), 1 - 2 * drawn])
-    sums = np.abs(signs @ differences)
-    return float((sums >= abs(differences.sum()) - 1e-12).mean())
 
 
 def _at(curves: Sequence[Floats], budget: int) -> Floats:

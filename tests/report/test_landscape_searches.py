@@ -12,7 +12,7 @@ from evomerge.genomes.genome import Genome
 from evomerge.landscape.file import read_landscape
 from evomerge.report.history import read_history
 from scripts.compare_searches import main
-from scripts.landscape_searches import parse_searches, sign_flip, true_best_so_far
+from scripts.landscape_searches import parse_searches, true_best_so_far
 
 
 def test_searches_are_run_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,12 +51,3 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, capsys: pytest.CaptureF
     ]:
         assert main(["--landscape", str(tmp_path / "no.npz"), *arguments]) == 2
         assert said in capsys.readouterr().err
-
-
-def test_signs_are_flipped_in_all_ways() -> None:
-    """Of 1, 2 and 3 the sum 6 is reached by two of eight ways; of 1, 2 and -3 the sum 0 by all."""
-    assert sign_flip(np.array([1.0, 2.0, 3.0])) == 2 / 8
-    assert sign_flip(np.array([1.0, 2.0, -3.0])) == 1.0
-    assert sign_flip(np.array([3.0, -1.0, 2.0])) == 4 / 8  # 6 and 4, and their negatives
-    assert sign_flip(np.full(20, 0.1)) == 1 / 10_001
-    assert sign_flip(np.zeros(3)) == 1.0

@@ -6,7 +6,7 @@ from scipy import stats
 
 from evomerge.errors import FitnessError
 from evomerge.report import statistics
-from evomerge.report.statistics import compare, mcnemar
+from evomerge.report.statistics import compare, mcnemar, sign_flip
 
 
 def pairs(both: int, wins: int, losses: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -75,6 +75,35 @@ class TestSignFlips:
         assert outcome.difference == pytest.approx(observed)
         assert outcome.p_value == pytest.approx(exact, abs=0.002)
 
+    def test_few_items_are_flipped_in_every_way(self) -> None:
+        rng = np.random.default_rng(0)
+        assert sign_flip(np.array([1.0, 2.0, 3.0]), rng) == 2 / 8
+        assert sign_flip(np.array([1.0, 2.0, -3.0]), rng) == 1.0
+        assert sign_flip(np.array([3.0, -1.0, 2.0]), rng) == 4 / 8  # 6 and 4, and their negatives
+        assert sign_flip(np.full(20, 0.1), rng) == 1 / 10_001
+        assert sign_flip(np.zeros(3), rng) == sign_flip(np.array([4.5]), rng) == 1.0
+        assert sign_flip(np.array([1.0, 2.0, 3.0, 0.0]), rng) == 2 / 8  # what is equal says nothing
+
+    def test_values_agree_with_scipy_s_permutation_test(self) -> None:
+        values = np.random.default_rng(3).gamma(2.0, size=12) - 1.5
+        expected = stats.permutation_test((values,), np.mean, permutation_type="samples", n_resamples=np.inf).pvalue
+        assert compare({"t": values}, {"t": np.zeros(12)}).p_value == pytest.approx(expected, rel=1e-9)
+        drawn = compare({"t": values}, {"t": np.zeros(12)}, resamples=4_000)  # of 4,096 ways
+        assert drawn.p_value == pytest.approx(expected, abs=0.03)
+
+    @pytest.mark.parametrize("items", [2, 3, 5, 8, 10, 30])
+    def test_level_with_few_items_that_are_not_right_or_wrong(self, items: int) -> None:
+        rng = np.random.default_rng(7)
+        p = np.array(
+            [
+                compare({"t": rng.normal(size=items)}, {"t": rng.normal(size=items)}, resamples=1000).p_value
+                for _ in range(400)
+            ]
+        )
+        assert (p < 0.05).mean() < 0.075
+        assert (p < 0.001).mean() < 0.01
+        assert p.min() >= 2 / 2**items
+
     def test_items_that_were_not_run_are_left_out(self) -> None:
         a, b = pairs(40, 12, 3, 45)
         gaps = np.concatenate([b, [np.nan, 1.0]])
@@ -82,7 +111,7 @@ class TestSignFlips:
         assert outcome == compare({"t": a}, {"t": b})
 
 
-class TestBootstrap:
+class TestValues:
     def scores(self, n: int = 80, shift: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng(5)
         b = rng.normal(size=n)
@@ -94,9 +123,26 @@ class TestBootstrap:
         other = stats.bootstrap(
             (a - b,), np.mean, n_resamples=100_000, method="percentile", random_state=np.random.default_rng(1)
         )
-        assert outcome.test == "bootstrap"
         assert outcome.difference == pytest.approx((a - b).mean())
-        assert outcome.interval == pytest.approx(tuple(other.confidence_interval), abs=0.005)
+        wider = stats.t.ppf(0.975, 79) / stats.norm.ppf(0.975) * (80 / 79) ** 0.5
+        expected = outcome.difference + wider * (np.array(other.confidence_interval) - outcome.difference)
+        assert outcome.interval == pytest.approx(tuple(expected), abs=0.005)
+
+    @pytest.mark.parametrize("items", [(2,), (3,), (5,), (3, 20), (60,)])
+    def test_intervals_hold_the_difference_however_few_the_items(self, items: tuple[int, ...]) -> None:
+        rng = np.random.default_rng(9)
+        held = []
+        for _ in range(400):
+            values = {str(count): rng.normal(loc=0.4, size=count) for count in items}
+            low, high = compare(values, {k: np.zeros(v.size) for k, v in values.items()}, resamples=400).interval
+            held.append(low <= 0.4 <= high)
+        assert np.mean(held) > 0.9
+
+    def test_one_item_has_no_interval(self) -> None:
+        one, more = np.array([5.5]), np.array([0.5, 1.5])
+        outcome = compare({"x": one, "y": more}, {"x": one - 1, "y": more - 2})
+        assert outcome.interval == (-np.inf, np.inf)
+        assert compare({"x": more}, {"x": more - 1}).interval == (1.0, 1.0)
 
     def test_p_value_is_near_the_t_test_s_on_normal_data(self) -> None:
         for shift in (0.05, 0.2, 0.3):
@@ -113,7 +159,7 @@ class TestBootstrap:
         monkeypatch.setattr(statistics, "_FEW_VALUES", 0)
         monkeypatch.setattr(statistics, "_DRAWN_AT_ONCE", 120 * 7000)  # the last chunk is shorter
         drawn = compare(a, b, resamples=50_000)
-        assert counted.test == drawn.test == "bootstrap"
+        assert counted.test == drawn.test == "sign-flip permutation"
         assert counted.interval == pytest.approx(drawn.interval, abs=0.01)
         assert counted.p_value == pytest.approx(drawn.p_value, abs=0.01)
 
@@ -132,7 +178,7 @@ class TestBootstrap:
             compare({"t": rng.normal(size=60)}, {"t": rng.normal(size=60)}, resamples=400).significant
             for _ in range(400)
         ]
-        assert 0.02 < np.mean(rejected) < 0.095  # 5 % nominal; the bootstrap of 60 items is a little liberal
+        assert 0.02 < np.mean(rejected) < 0.08  # 5 % nominal
 
     def test_one_item_proves_nothing(self) -> None:
         assert compare({"t": np.array([5.5])}, {"t": np.array([1.0])}).p_value == 1.0
@@ -144,7 +190,9 @@ class TestDirections:
         outcome = compare({"bits": a}, {"bits": b}, lower_is_better={"bits"})
         assert outcome.difference == pytest.approx(0.75)
         assert (outcome.wins, outcome.losses) == (3, 0)
-        assert outcome.interval[1] > outcome.interval[0] > 0
+        back = compare({"bits": a}, {"bits": b})
+        assert back.difference == -outcome.difference
+        assert outcome.interval[0] < 0 < 0.75 < outcome.interval[1]  # of four items
 
     def test_binary_errors(self) -> None:
         a, b = pairs(40, 3, 12, 45)  # a makes fewer errors on 12 items, more on 3

@@ -120,7 +120,7 @@ def test_verdict_says_when_there_is_no_difference(make_run: MakeRun) -> None:
     summary = summarize(make_run({"math": nested(50, 50), "evolved": nested(53, 47)}))
     assert verdict(summary).startswith(
         "No significant difference between the evolved merge and the best of the baselines (math): "
-        "+0.030 on t/acc (paired McNemar p = 0.25, 100 items, 95% interval +0.000 to +0.070)"
+        "+0.030 on t/acc (paired McNemar p = 0.25, 100 items, 95% interval -0.001 to +0.071)"
     )
 
 
@@ -148,7 +148,7 @@ def test_lower_is_better_is_said(make_run: MakeRun) -> None:
     shown = " ".join(" ".join(lines(text(make_run(models)))).split())
     assert "prose (bits_per_byte, lower is" in shown
     assert "mean: metrics where lower is better count negatively." in shown
-    assert "paired bootstrap p = 1.0e-4, 80 items" in shown
+    assert "paired sign-flip permutation p = 1.0e-4, 80 items" in shown
 
 
 def test_a_run_without_a_winner_or_an_end_says_so(make_run: MakeRun, demo_models: Models, tmp_path: Path) -> None:

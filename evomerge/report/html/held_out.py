@@ -69,7 +69,7 @@ def held_out(view: RunView, page: Page) -> Markup | None:
 def _line(row: Row, summary: Summary, tasks: tuple[TaskResult, ...], winner: bool) -> Line:
     best = row.name == summary.best_baseline and row.kind != "evolved"
     test = row.comparison
-    whole = test is not None and row.gain is not None and abs(test.difference - row.gain) < 1e-6
+    whole = test is not None and test.bounded and row.gain is not None and abs(test.difference - row.gain) < 1e-6
     kind = {"base": "base", "baseline": "baseline", "source": "source", "evolved": ""}[row.kind]
     return Line(
         name="The evolved merge" if row.kind == "evolved" else clean(row.name, 80),
