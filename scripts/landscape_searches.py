@@ -20,7 +20,6 @@ from evomerge.report.statistics import Floats, sign_flip
 from evomerge.run.folder import RunFolder
 
 
-
 def parse_searches(arguments: Sequence[str]) -> dict[str, list[str]]:
     """``LABEL=OVERRIDES`` or the name of a strategy, by label; the overrides in one word, as a shell would split it.
 

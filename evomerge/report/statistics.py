@@ -19,9 +19,10 @@ Drawn p-values count the observation itself, ``(k + 1) / (draws + 1)`` (Phipson 
 zero. All p-values are two-sided.
 
 Intervals are 95 % percentile intervals of the paired bootstrap, which draws items with replacement within each task
-(Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13; Koehn 2004, EMNLP). Of few items these are too
-narrow (Hesterberg 2015, The American Statistician 69:371, section 4.2): their ends are moved outwards by what Student's t
-has beyond the normal distribution, at the degrees of freedom of Welch and Satterthwaite, and by ``sqrt(n / (n - 1))``.
+(Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13; Koehn 2004, EMNLP). Of few items these are
+too narrow (Hesterberg 2015, The American Statistician 69:371, section 4.2): their ends are moved outwards by what
+Student's t has beyond the normal distribution, at the degrees of freedom of Welch and Satterthwaite, and by
+``sqrt(n / (n - 1))``.
 """
 
 from __future__ import annotations
