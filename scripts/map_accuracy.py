@@ -5,13 +5,15 @@ For each of the demo's pools (`evomerge demo --pool-only --seed 1` makes `demo_p
 objectives with the same number of evaluations. Then
 `--points` candidates drawn anew are evaluated and compared with what MAP's fits tell of them: Spearman's rank
 correlation for each task, beside the R2 of held-back samples that a search can tell by itself. The hypervolumes are of
-the fronts above the base model, on the search's items, and on the held-out items of the candidates that are on it.
+the fronts above the base model, and above the worst source of each task, on the search's items, and on the held-out
+items of the candidates that are on it. `--seeds 0 1` searches with several seeds, all compared on the same candidates.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,8 @@ from evomerge.evaluation.worker import Worker
 from evomerge.genomes.genome import Genome, GenomeSpec
 from evomerge.objectives import Objective, ParetoArchive
 from evomerge.protocols import Fitness, SearchSpace, Strategy
+from evomerge.recipes.pool_info import baseline_recipes
+from evomerge.recipes.recipe import Recipe
 from evomerge.session.builders import fitness_from_config, space_from_node
 from evomerge.session.pools import pool_from_config
 from evomerge.strategies.amortized_pareto import AmortizedPareto
@@ -84,12 +88,22 @@ class Demo:
             "held_out": fitness_from_config(config, "held_out"),
         }
         self.worker = Worker(pool, fitnesses, device="cpu", threads=1)
-        self.known: dict[tuple[Genome, Split], Mapping[str, float]] = {}
+        self.known: dict[tuple[str, Split], Mapping[str, float]] = {}
+        self.sources = [recipe for name, recipe in baseline_recipes(pool.info).items() if name in pool.info.sources]
 
     def scores(self, genome: Genome, split: Split = "search") -> Mapping[str, float]:
         """By task, of a split."""
-        if (genome, split) not in self.known:
-            found = self.worker.evaluate(Candidate(0, self.space.decode(genome)), split)
+        return self.scores_of(self.space.decode(genome), split)
+
+    def worst(self, split: Split = "search") -> Mapping[str, float]:
+        """By task, of a split: what the source scores that is worst at it."""
+        found = [self.scores_of(recipe, split) for recipe in self.sources]
+        return {task: min(each[task] for each in found) for task in TASKS}
+
+    def scores_of(self, recipe: Recipe, split: Split) -> Mapping[str, float]:
+        """By task, of a split; what was scored is not scored again."""
+        if (recipe.hash, split) not in self.known:
+            found = self.worker.evaluate(Candidate(0, recipe), split)
             if not found.ok:
                 raise SystemExit(found.error)
             accuracy = {
@@ -97,44 +111,44 @@ class Demo:
                 for name, value in found.metrics.items()
                 if name.endswith("/acc")
             }
-            self.known[genome, split] = {task: accuracy[task] for task in TASKS}
-        return self.known[genome, split]
+            self.known[recipe.hash, split] = {task: accuracy[task] for task in TASKS}
+        return self.known[recipe.hash, split]
 
 
-def rows(root: Path, genes: int, evaluations: int, options: argparse.Namespace) -> list[str]:
+def rows(root: Path, genes: int, evaluations: int, options: argparse.Namespace) -> Iterator[str]:
     """A row of the table for each of the searches."""
-    demo, points, seed = Demo(root, genes, options.held_out), options.points, options.seed
+    demo = Demo(root, genes, options.held_out)
     spec = demo.space.spec
-    reference = demo.scores(spec.genome([0.0] * len(spec)))
-    others = demo.scores(spec.genome([0.0] * len(spec)), "held_out")
-    rng = np.random.default_rng([seed, 1])
-    fresh = [spec.sample(rng) for _ in range(points)]
+    base = spec.genome([0.0] * len(spec))
+    rng = np.random.default_rng([options.seeds[0], 1])
+    fresh = [spec.sample(rng) for _ in range(options.points)]
     measured = np.array([[demo.scores(genome)[task] for task in TASKS] for genome in fresh])
-    made: dict[str, Strategy] = {
-        "map": AmortizedPareto(spec, OBJECTIVES, seed=seed),
-        "bayesian": AmortizedPareto(spec, OBJECTIVES, seed=seed, sampling="bayesian"),
-        "nested": NestedPareto(spec, OBJECTIVES, seed=seed),
-        "nsga2": Nsga2(spec, OBJECTIVES, seed=seed, popsize=12),
-    }
-    lines = []
-    for name in options.strategies:
-        strategy = made[name]
-        told = searched(strategy, demo.scores, evaluations)
-        best = front(told)
-        volumes = [volume([scores for _, scores in told], reference)]
-        volumes.append(volume([demo.scores(genome, "held_out") for genome in best], others))
-        cells = [root.name, str(genes), name, str(evaluations), str(len(best)), *(f"{v:.4f}" for v in volumes)]
-        if isinstance(strategy, AmortizedPareto):
-            at = np.array([spec_point(spec, genome) for genome in fresh])
-            fits = strategy.fits()
-            ranks = [spearmanr(fits[task].predict(at), measured[:, k])[0] for k, task in enumerate(TASKS)]
-            seen = np.array([spec_point(spec, genome) for genome, _ in told])
-            r2 = [held_back(seen, np.array([scores[task] for _, scores in told])) for task in TASKS]
-            cells += [", ".join(f"{value:.3f}" for value in row) for row in (ranks, r2)]
-        else:
-            cells += ["", ""]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+    for seed in options.seeds:
+        made: dict[str, Strategy] = {
+            "map": AmortizedPareto(spec, OBJECTIVES, seed=seed),
+            "bayesian": AmortizedPareto(spec, OBJECTIVES, seed=seed, sampling="bayesian"),
+            "nested": NestedPareto(spec, OBJECTIVES, seed=seed),
+            "nsga2": Nsga2(spec, OBJECTIVES, seed=seed, popsize=12),
+        }
+        for name in options.strategies:
+            strategy = made[name]
+            told = searched(strategy, demo.scores, evaluations)
+            best = front(told)
+            cells = [root.name, str(genes), name, str(seed), str(evaluations), str(len(best))]
+            splits: tuple[Split, ...] = ("search", "held_out")
+            for low in (partial(demo.scores, base), demo.worst):
+                for split in splits:
+                    cells.append(f"{volume([demo.scores(genome, split) for genome in best], low(split)):.4f}")
+            if isinstance(strategy, AmortizedPareto):
+                at = np.array([spec_point(spec, genome) for genome in fresh])
+                fits = strategy.fits()
+                ranks = [spearmanr(fits[task].predict(at), measured[:, k])[0] for k, task in enumerate(TASKS)]
+                seen = np.array([spec_point(spec, genome) for genome, _ in told])
+                r2 = [held_back(seen, np.array([scores[task] for _, scores in told])) for task in TASKS]
+                cells += [", ".join(f"{value:.3f}" for value in row) for row in (ranks, r2)]
+            else:
+                cells += ["", ""]
+            yield "| " + " | ".join(cells) + " |"
 
 
 def spec_point(spec: GenomeSpec, genome: Genome) -> NDArray[np.float64]:
@@ -150,18 +164,19 @@ def main() -> None:
     parser.add_argument("--genes", nargs="+", type=int, default=[2, 6], choices=sorted(BLOCKS))
     parser.add_argument("--evaluations", nargs="+", type=int, default=[44, 120], help="for each number of genes")
     parser.add_argument("--points", type=int, default=100, help="fresh candidates")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the searches (default: 0)")
     parser.add_argument("--held-out", type=int, help="held-out items of each task (default: all)")
     names = ["map", "bayesian", "nested", "nsga2"]
     parser.add_argument("--strategies", nargs="+", default=["map", "nsga2"], choices=names)
     options = parser.parse_args()
-    print(
-        "| pool | genes | strategy | evaluations | front | volume, search | volume, held-out | rank correlation | R2 |"
-    )
-    print("| --- | ---: | --- | ---: | ---: | ---: | ---: | --- | --- |")
+    volumes = [f"above {low}, {split}" for low in ("base", "worst source") for split in ("search", "held-out")]
+    head = ["pool", "genes", "strategy", "seed", "evaluations", "front", *volumes, "rank correlation", "R2"]
+    print("| " + " | ".join(head) + " |")
+    print("|" + " --- |" * len(head))
     for genes, evaluations in zip(options.genes, options.evaluations, strict=True):
         for root in options.pools:
-            print("\n".join(rows(root, genes, evaluations, options)), flush=True)
+            for row in rows(root, genes, evaluations, options):
+                print(row, flush=True)
 
 
 if __name__ == "__main__":
