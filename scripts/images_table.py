@@ -167,8 +167,10 @@ def resnets(computed: Scored, merged: Scored, evaluations: int) -> list[str]:
             plain = merged.scores(f"ta-{scale}", merged.scaled("task_arithmetic", scale), "held_out")
             lines += [row(f"task arithmetic {scale}, as merged", plain, plain)]
         except EvomergeError as error:  # a variance may well be negative
+            if "not finite" not in error.given:
+                raise
             plain = again
-            lines += [f"| task arithmetic {scale}, as merged | {error.given} {'| ' * len(again)}| |"]
+            lines += [f"| task arithmetic {scale}, as merged | outputs are not finite {'| ' * len(again)}| |"]
         lines += [row(f"task arithmetic {scale}, computed again", again, plain)]
     if not evaluations:
         return lines
