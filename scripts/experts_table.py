@@ -3,7 +3,7 @@
     python scripts/experts_table.py /tmp/experts                  # trains a small Mixtral, then the table
     python scripts/experts_table.py /tmp/experts --experts 6      # of the model that is there
     python scripts/experts_table.py /tmp/experts --merges         # of the two that are trained on halves, merged
-    python scripts/experts_table.py /tmp/experts --why            # what of merging by groups loses: groups, units, weights
+    python scripts/experts_table.py /tmp/experts --why            # what loses: groups, units or weights
 
 A Mixtral of four layers with eight experts each learns to go on with docstrings of installed packages, two experts
 for each token. Its experts are then merged into fewer by the methods of `evomerge experts`, on texts that it learnt
@@ -11,9 +11,9 @@ from, and dropped: the least used, and at random, ten times. Perplexity is that 
 copy with experts and hidden units in another order is averaged with the model as it is, and aligned. Two more
 trainings of the model, each on half of the packages, are a pool to search on: `texts` holds what for. With
 ``--merges`` these are merged by `usage`, whose statistics are of 256 texts that each learnt from, as it is and tuned on
-texts that nothing has seen, beside their average and weights by layer that are tuned alike. With ``--why`` each choice in
-which Sub-MoE and M-SMoE differ is made by itself: groups by the routers' logits, by outputs, or drawn; hidden units as they
-stand or in order; means by use or plain. Rows of the router are means by use in all.
+texts that nothing has seen, beside their average and weights by layer that are tuned alike. With ``--why`` each choice
+in which Sub-MoE and M-SMoE differ is made by itself: groups by the routers' logits, by outputs, or drawn; hidden units
+as they stand or in order; means by use or plain. Rows of the router are means by use in all.
 """
 
 from __future__ import annotations
@@ -304,24 +304,26 @@ def choices(folder: Path, number: int) -> None:
     }
     print("| groups by | hidden units | weights | perplexity |\n| --- | --- | --- | ---: |")
     for name, sets in every.items():
-        for align in (False, True):
+        for in_order in (False, True):
             for by_use in (True, False):
                 found = []
                 for groups in sets:
-                    made = _merged(model, groups, counts, align=align, by_use=by_use)
+                    made = _merged(model, groups, counts, in_order=in_order, by_use=by_use)
                     found.append(perplexity(made, tokenizer, held_out))
-                units, weights = "in order" if align else "as they stand", "by use" if by_use else "equal"
+                units, weights = "in order" if in_order else "as they stand", "by use" if by_use else "equal"
                 spread = f" ({min(found):.0f} to {max(found):.0f})" if len(found) > 1 else ""
                 print(f"| {name} | {units} | {weights} | {np.mean(found):.1f}{spread} |", flush=True)
 
 
-def _merged(model: Any, groups: Mapping[int, Groups], counts: Mapping[int, Any], *, align: bool, by_use: bool) -> Any:
+def _merged(
+    model: Any, groups: Mapping[int, Groups], counts: Mapping[int, Any], *, in_order: bool, by_use: bool
+) -> Any:
     """The model with an expert for each group, in memory; rows of the router are means by use."""
     other = type(model)(with_experts(model.config, len(next(iter(groups.values()))))).eval()
     state = model.state_dict()
     for own in mixtures_of(model):
         layer, used = Layer(state[own.router], state[own.gate_up], state[own.down]), counts[own.layer]
-        made = merged_layer(layer, groups[own.layer], used if by_use else np.ones_like(used), align=align)
+        made = merged_layer(layer, groups[own.layer], used if by_use else np.ones_like(used), align=in_order)
         rows = router_rows(layer.router, groups[own.layer], used, "mean")
         state |= {own.router: rows, own.gate_up: made.gate_up, own.down: made.down}
     other.load_state_dict(state)
