@@ -12,8 +12,8 @@ copy with experts and hidden units in another order is averaged with the model a
 trainings of the model, each on half of the packages, are a pool to search on: `texts` holds what for. With
 ``--merges`` these are merged by `usage`, whose statistics are of 256 texts that each learnt from, as it is and tuned on
 texts that nothing has seen, beside their average and weights by layer that are tuned alike. With ``--why`` each choice
-in which Sub-MoE and M-SMoE differ is made by itself: groups by the routers' logits, by outputs, or drawn; hidden units
-as they stand or in order; means by use or plain. Rows of the router are means by use in all.
+in which Sub-MoE and M-SMoE differ is made by itself: groups by the routers' logits or by outputs; hidden units as
+they stand or in order; means by use or plain. Rows of the router are means by use in all.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ VOCABULARY, LENGTH, BATCH, RATE = 1000, 48, 48, 3e-3
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 DRAWS = 10
 CALIBRATION = 128
+MOST_TOKENS = 512  # of a text that `evomerge experts` sees the experts at work on
 HALVES = {"a": LIBRARIES[::2], "b": LIBRARIES[1::2]}
 ORDER = ("base", *HALVES)
 
@@ -288,31 +289,19 @@ def choices(folder: Path, number: int) -> None:
     tokenizer, model = AutoTokenizer.from_pretrained(folder / "base"), load(folder / "base")
     held_out = read(folder / "texts" / "all-held_out.txt")
     texts = [CalibrationItem(text, "") for text in read(folder / "texts" / "all-train.txt")[:CALIBRATION]]
-    usage = expert_usage(model, mixtures_of(model), encode(texts, tokenizer, LENGTH), outputs=True)
+    usage = expert_usage(model, mixtures_of(model), encode(texts, tokenizer, MOST_TOKENS), outputs=True)
     counts = counts_of(usage)
-    rng, drawn = np.random.default_rng(0), list[dict[int, Groups]]()
-    for _ in range(DRAWS):  # of the sizes that clusters of outputs have
-        drawn.append({})
-        for layer, own in groups_of(usage, number, "sub_moe", "layer", 0).items():
-            order, sizes = rng.permutation(len(counts[layer])), [len(group) for group in own]
-            parts = np.split(order, np.cumsum(sizes)[:-1])
-            drawn[-1][layer] = tuple(tuple(int(e) for e in part[np.argsort(-counts[layer][part])]) for part in parts)
     every = {
-        "the routers' logits (M-SMoE)": [groups_of(usage, number, "m_smoe", "layer", 0)],
-        "outputs (Sub-MoE)": [groups_of(usage, number, "sub_moe", "layer", 0)],
-        f"chance, {DRAWS} draws": drawn,
+        "the routers' logits (M-SMoE)": groups_of(usage, number, "m_smoe", "layer", 0),
+        "outputs (Sub-MoE)": groups_of(usage, number, "sub_moe", "layer", 0),
     }
     print("| groups by | hidden units | weights | perplexity |\n| --- | --- | --- | ---: |")
-    for name, sets in every.items():
+    for name, groups in every.items():
         for in_order in (False, True):
             for by_use in (True, False):
-                found = []
-                for groups in sets:
-                    made = _merged(model, groups, counts, in_order=in_order, by_use=by_use)
-                    found.append(perplexity(made, tokenizer, held_out))
+                made = _merged(model, groups, counts, in_order=in_order, by_use=by_use)
                 units, weights = "in order" if in_order else "as they stand", "by use" if by_use else "equal"
-                spread = f" ({min(found):.0f} to {max(found):.0f})" if len(found) > 1 else ""
-                print(f"| {name} | {units} | {weights} | {np.mean(found):.1f}{spread} |", flush=True)
+                print(f"| {name} | {units} | {weights} | {perplexity(made, tokenizer, held_out):.1f} |", flush=True)
 
 
 def _merged(
