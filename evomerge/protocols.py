@@ -48,7 +48,8 @@ class Fitness(Protocol):
     and which of its values are better: reports and paired tests then weigh the metrics as the search does. `check`
     comes before.
 
-    One that gives responses and has an attribute ``keep_responses`` that is true has those of every candidate kept.
+    One that gives responses and has an attribute ``keep_responses`` that is true has those of every candidate kept; an
+    attribute ``zero_hint`` says what to do where a model scores 0 on every item.
 
     One that has a method ``items() -> Mapping[str, int]`` says how many items each task has: a search may then score
     candidates on some of them first. `check` comes before.
@@ -59,8 +60,8 @@ class Fitness(Protocol):
     One that has a method ``check_tokenizer(load: Callable[[], Any]) -> None`` raises `FitnessError` where the tokenizer
     that ``load()`` gives lacks what it needs, before a model is loaded.
 
-    One that has a method ``check_model(config: Any, folder: str) -> None`` raises `FitnessError` where models with such
-    a transformers configuration, and with what lies beside it in their folder, cannot be scored, likewise.
+    One with an attribute ``reads`` (``texts``, ``images`` or their ``masks``) is refused for models of another kind;
+    ``check_model(config: Any, folder: str)`` raises `FitnessError` for a configuration that cannot be scored, likewise.
 
     One that has a method ``batch_norms(model: LoadedModel) -> Mapping[str, torch.Tensor]`` gives, by the names of the
     module's buffers, statistics that its batch norms are to have in place of merged ones; nothing for a model without.

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.candidate import Part
-from evomerge.errors import ConfigError, FitnessError, nearest
+from evomerge.errors import FitnessError, nearest
 from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Scores
-from fitness._classification.terms import objective_weights, parse_split, parse_tasks, shares_of
+from fitness._classification.terms import objective_weights, parse_per_class, parse_split, parse_tasks, shares_of
 from fitness._lm_eval.terms import plain
 from fitness._text_files import check_text_file
 from fitness._unlabelled.values import whole
@@ -51,11 +51,11 @@ class ClassificationFitness:
         tasks: mappings with ``task`` (a name), ``file`` (JSONL, CSV, TSV or Parquet), ``head`` (the source whose head
             scores it), ``text``, ``pair`` and ``label`` (names of columns; ``pair`` for the second of two texts),
             ``labels`` (label in the file -> label of the model, where they differ), ``metrics`` (a name, a list, or
-            name -> weight; ``accuracy`` by default), ``weight``, ``objective`` and ``limit``. A label is a text that
-            the model's id2label has, or the number of a class.
+            name -> weight; ``accuracy`` by default), ``per_class``, ``weight``, ``objective`` and ``limit``. A label is
+            a text that the model's id2label has, or the number of a class.
         batch_tokens: of a batch, padding included; a longer text is read alone.
         max_length: tokens of an item, which is cut there; the model's positions by default.
-        per_class: whether metrics have the F1 of each class too.
+        per_class: whether metrics have the F1 of each class too, of tasks that do not say.
         part: which part of the files counts: ``search``, ``validation`` or ``held_out``; ``None`` for all items.
         split: shares of the parts: ``{held_out: 0.3, validation: 0.1, seed: 0}``. A text lies in one part, by its hash.
 
@@ -64,6 +64,11 @@ class ClassificationFitness:
     """
 
     switch_key: ClassVar[str] = "head"
+    reads: ClassVar[str] = "texts"
+    zero_hint: ClassVar[str] = (
+        "if these are names of the right classes, set labels of the task, from those of the file to the head's "
+        "id2label; if they are another task's, set its head"
+    )
 
     def __init__(
         self,
@@ -75,13 +80,10 @@ class ClassificationFitness:
         part: str | None = None,
         split: dict[str, Any] | None = None,
     ) -> None:
-        self._terms = parse_tasks(plain(tasks))
+        self._terms = parse_tasks(plain(tasks), parse_per_class(per_class))
         self._split = parse_split(part, plain(split))
         self._batch_tokens = whole(batch_tokens, "batch_tokens", 1, 2**31)
         self._max_length = None if max_length is None else whole(max_length, "max_length", 1, 2**31)
-        if not isinstance(per_class, bool):
-            raise ConfigError(f"per_class is {per_class!r}", "true or false")
-        self._per_class = per_class
         self._tables: dict[str, Table] | None = None
         self._gold: dict[str, NDArray[np.float64]] = {}
         self._known: dict[str, Mapping[Any, Any]] = {}
@@ -219,7 +221,7 @@ class ClassificationFitness:
                 said = [f"{value:.4g}" for value in outputs[:, 0]]
             else:
                 names = [str(labels.get(number, number)) for number in range(outputs.shape[1])]
-                values, own = score_classes(right.astype(np.int64), outputs, names if self._per_class else ())
+                values, own = score_classes(right.astype(np.int64), outputs, names if term.per_class else ())
                 said = [names[number] for number in outputs.argmax(-1)]
             each[term.name] = {f"{term.name}/{name}": value for name, value in values.items()}
             for name, column in kept_items(term, own).items():

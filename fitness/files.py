@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from evomerge.candidate import Part
 from evomerge.errors import ConfigError, FitnessError
@@ -15,7 +15,7 @@ from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Scores
 from evomerge.run.ratings.rules import METRIC, WHOLE, RatingRules
 from fitness._decoders import require_decoder
-from fitness._files.terms import Prompts, parse_prompts, parse_raters, parse_scale, read_prompts
+from fitness._files.terms import Prompts, parse_prompts, parse_raters, read_prompts, scale_of
 from fitness._lm_eval.terms import check_timeout, plain
 from fitness._text_files import check_text_file
 from fitness._unlabelled.terms import WriteTerm
@@ -47,7 +47,7 @@ class FilesFitness:
         raters: how many must have rated a candidate before it counts, or the names of all who must.
         by: whether raters score each ``item``, or the ``candidate`` as a whole, or say of each ``pair`` of texts, one
             of them another candidate's, which is better: the objective is then the strength after Bradley and Terry.
-        scale: the lowest and the highest score; ``None`` where any finite number is one.
+        scale: the lowest and the highest score; ``None`` where any finite number is one. None of pairs.
         direction: whether high scores are good, ``maximize``, or low ones, ``minimize``.
         objective: its name.
         shuffle: whether raters see the texts of each candidate in an order of its own.
@@ -61,6 +61,8 @@ class FilesFitness:
     Raises:
         ConfigError: an argument out of its range, naming it.
     """
+
+    reads: ClassVar[str] = "texts"
 
     def __init__(
         self,
@@ -95,7 +97,7 @@ class FilesFitness:
         if "" in self._until:
             raise ConfigError(f"until is {stops!r}", "texts that end an answer, such as ['\\n\\n']; none may be empty")
         self._raters, self._names = parse_raters(plain(raters))
-        self._by, self._scale = by, (0.0, 1.0) if by == "pair" else parse_scale(plain(scale))
+        self._by, self._scale = by, scale_of(plain(scale), by)
         if by == "pair" and direction == "minimize":
             raise ConfigError("by is 'pair', and direction 'minimize'", "what raters prefer is better: maximize")
         if not objective.isidentifier():

@@ -12,11 +12,12 @@ import numpy as np
 from evomerge.candidate import Part
 from evomerge.errors import FitnessError
 from evomerge.protocols import Scores
+from fitness._classification.terms import parse_per_class
 from fitness._images.headed import HeadedImages
 from fitness._images.labels import Answers, right_answers
 from fitness._images.parts import among, places_of
 from fitness._images.sources import ImageSource, check_images, read_source
-from fitness._images.terms import ImageTerm, parse_tasks
+from fitness._images.terms import TEMPLATES, ImageTerm, parse_tasks
 from fitness._lm_eval.terms import plain
 
 if TYPE_CHECKING:
@@ -47,9 +48,10 @@ class ImagesFitness(HeadedImages):
         tasks: mappings with ``task`` (a name), ``images`` (a folder with a folder for each class; a CSV, JSONL or
             Parquet table), ``head`` (the source whose head scores it), ``image`` and ``label`` (columns of a table),
             ``labels`` (class -> class of the model, where they differ), ``limit``, ``among`` (``all`` classes of the
-            head or the ``task``'s), ``templates``, ``names`` (class -> what prompts call it), ``metrics``, ``weight``
-            and ``objective``.
+            head or the ``task``'s), ``templates``, ``names`` (class -> what prompts call it), ``metrics``,
+            ``per_class``, ``weight`` and ``objective``.
         metrics: of tasks that name none: a name, a list, or name -> weight; ``accuracy`` for ``None``.
+        per_class: whether metrics have the F1 of each class too, of tasks that do not say.
         part: which part of the images counts: ``search``, ``validation`` or ``held_out``; ``None`` for all.
         split: shares of the parts: ``{held_out: 0.3, validation: 0.1, seed: 0}``. An image lies in one part, by its
             hash.
@@ -75,6 +77,7 @@ class ImagesFitness(HeadedImages):
         tasks: list[dict[str, Any]],
         *,
         metrics: str | list[str] | dict[str, Any] | None = None,
+        per_class: bool = False,
         part: str | None = None,
         split: dict[str, Any] | None = None,
         templates: str | list[str] | None = None,
@@ -86,8 +89,9 @@ class ImagesFitness(HeadedImages):
         cache: str | None = None,
         seed: int = 0,
     ) -> None:
-        self._terms = parse_tasks(plain(tasks), plain(metrics), plain(templates))
+        self._terms = parse_tasks(plain(tasks), plain(metrics), plain(templates), parse_per_class(per_class))
         self._set_up(part, split, batch_norm, batch_size, cache_size, cache, seed, processor, clip)
+        self._templates = templates is not None
         self._gold: dict[str, Answers] = {}
         self._known: dict[str, Mapping[Any, Any] | None] = {}
         self._prepared = None
@@ -105,14 +109,20 @@ class ImagesFitness(HeadedImages):
             folder: the model's.
 
         Raises:
-            FitnessError: no image processor, a prompt for no class, a class that the head does not have.
+            FitnessError: no image processor, a prompt for no class, a class that the head does not have; what is of
+                zero-shot heads where models have their own; no text tower where they have none.
         """
         from fitness._images.pixels import check_processor
-        from fitness._images.zero_shot import has_head, prompts
+        from fitness._images.zero_shot import check_text_tower, has_head, prompts
 
         check_processor(self._processor or folder)
+        headed = has_head(config)
+        if headed:
+            self._refuse_prompts(config)
+        else:
+            check_text_tower(self._other or folder)
         for place, term in enumerate(self._terms):
-            if not has_head(config):
+            if not headed:
                 prompts(term, f"tasks[{place}]", self._read()[term.name].classes)
                 self._gold_of(term, None)
             elif not term.head:
@@ -164,7 +174,7 @@ class ImagesFitness(HeadedImages):
             logits, took = ready.outputs(model, term.name, own, gold.columns)
             seconds += took
             right, wanted = gold.places if own is None else gold.places[own], {metric.name for metric in term.metrics}
-            found, columns = score_classes(right, logits, wanted=wanted)
+            found, columns = score_classes(right, logits, gold.names if term.per_class else (), wanted)
             values |= {f"{term.name}/{name}": value for name, value in found.items()}
             told = [gold.names[number] for number in logits.argmax(-1)]
             if own is None:
@@ -190,6 +200,19 @@ class ImagesFitness(HeadedImages):
     def fingerprint(self) -> str:
         """``sha256:`` over pixels, classes, heads, metrics, dtype, batches and versions; not over places of files."""
         return f"sha256:{hashlib.sha256(self._ready().text.encode()).hexdigest()}"
+
+    def _refuse_prompts(self, config: Any) -> None:
+        """`FitnessError` where something is said of prompts, and models have heads, which read none."""
+        given = {"clip": bool(self._other), "templates": self._templates}
+        for place, term in enumerate(self._terms):
+            given |= {
+                f"tasks[{place}].templates": term.templates != TEMPLATES,
+                f"tasks[{place}].names": bool(term.names),
+            }
+        key = next((key for key, said in given.items() if said), None)
+        if key is not None:
+            what = f"{key} is set, and the pool's models have heads for classes ({config.architectures[0]})"
+            raise FitnessError(what, "image towers without a head, which prompts make one for", "leave it out")
 
     def _gold_of(self, term: ImageTerm, id2label: Mapping[Any, Any] | None) -> Answers:
         """The right answers of a task, told by the classes of a head; by the task's own for ``None``."""

@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -72,6 +72,12 @@ class RetrievalFitness:
     Raises:
         ConfigError: an argument out of its range, naming it.
     """
+
+    reads: ClassVar[str] = "texts"
+    zero_hint: ClassVar[str] = (
+        "see that qrels name documents as corpus does, and that pooling, prompts and similarity are those that the "
+        "models were trained with"
+    )
 
     def __init__(
         self,

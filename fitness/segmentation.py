@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -67,6 +67,12 @@ class SegmentationFitness(HeadedImages):
     Raises:
         ConfigError: an argument out of its range, naming it.
     """
+
+    reads: ClassVar[str] = "masks"
+    zero_hint: ClassVar[str] = (
+        "see that labels of the task translate numbers of the masks into classes of the model, and that ignore, "
+        "background and fitness.processor are those that the models were trained with"
+    )
 
     _terms: tuple[SegmentationTerm, ...]
     _prepared: Prepared | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,12 @@ from evomerge.config.placing import placed
 from evomerge.errors import ConfigError, FitnessError, nearest
 from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Estimator, Fitness, Scores
+from fitness._several.batch_norms import Statistics, mixed_text, require_pixels
+from fitness._several.joining import joined, sums
 
 if TYPE_CHECKING:
+    import torch
+
     from evomerge.models.loaded import LoadedModel, ModelOutline
     from evomerge.recipes.pool_info import PoolInfo
     from evomerge.run.ratings.rules import RatingRules
@@ -28,11 +32,11 @@ SCORE = "score"
 _OF_ALL = ("items", "shares", "documents", "build_estimator", "switches", "run_switched")
 """What several can do only where each can."""
 
-_OF_ANY = ("references", "refer", "apart")
+_OF_ANY = ("references", "refer", "apart", "batch_norms")
 """What several can do where one of them can."""
 
-_OF_ONE = ("write_samples", "batch_norms")
-"""What several can do only where a single one can: it writes to one place, or to one model."""
+_OF_ONE = ("write_samples",)
+"""What several can do only where a single one can: it writes to one place."""
 
 
 class SeveralFitness:
@@ -77,6 +81,8 @@ class SeveralFitness:
             what = f"parts.{one} scores pipelines that draw images, parts.{other} other models"
             raise ConfigError(what, "parts of one kind", "choose text_to_image for all, or for none")
         self.keep_responses = any(getattr(part, "keep_responses", False) for part in self._parts.values())
+        require_pixels(self._parts)
+        self._statistics: Statistics | None = None
         self._steps: list[str] = []
         self._due: list[str] = []
         for methods, enough in ((_OF_ALL, all), (_OF_ANY, any)):
@@ -201,7 +207,7 @@ class SeveralFitness:
 
     def prepare(self, model: LoadedModel) -> None:
         """Let every part prepare its items."""
-        self._due = list(self._steps)
+        self._due, self._statistics = list(self._steps), None
         for name, part in self._parts.items():
             with _in_part(name, part):
                 part.prepare(model)
@@ -241,13 +247,13 @@ class SeveralFitness:
         for name, each in self._parts.items():
             own = {task: places for task, places in (part or {}).items() if task in tasks[name]}
             found.append((name, score(each, () if part is None else (own,))))
-        seconds, tokens = _sums(s.seconds for _, s in found), _sums(s.tokens for _, s in found)
+        seconds, tokens = sums(s.seconds for _, s in found), sums(s.tokens for _, s in found)
         return Scores(
             {self._names[name][own]: value for name, scores in found for own, value in scores.objectives.items()},
-            _joined(scores.metrics for _, scores in found),
-            _joined(scores.items for _, scores in found),
+            joined(scores.metrics for _, scores in found),
+            joined(scores.items for _, scores in found),
             seconds,
-            _joined(scores.responses for _, scores in found),
+            joined(scores.responses for _, scores in found),
             tokens,
         )
 
@@ -258,13 +264,19 @@ class SeveralFitness:
             return {names.get(key, key): value for key, value in part.apart(model).items()}
         return {}
 
+    def _batch_norms(self, model: LoadedModel) -> Mapping[str, torch.Tensor]:
+        """Statistics of the model's batch norms on the images of all parts that have some, mixed."""
+        self._statistics = self._statistics or Statistics([part for _, part in self._each("batch_norms")])
+        return self._statistics.of(model)
+
     def texts(self, most: int) -> dict[str, Any]:
         """What models read of the first items of every task."""
-        return _joined(part.texts(most) for _, part in self._each("texts"))
+        return joined(part.texts(most) for _, part in self._each("texts"))
 
     def fingerprint(self) -> str:
         """``sha256:`` over the fingerprints of all parts and their names."""
         text = " ".join(f"{name}={part.fingerprint()}" for name, part in self._parts.items())
+        text += mixed_text([part for _, part in self._each("batch_norms")])
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
     def _rating(self) -> RatingRules:
@@ -274,7 +286,7 @@ class SeveralFitness:
         return replace(rules, objective=self._names[name][rules.objective])
 
     def _items(self) -> dict[str, int]:
-        return _joined(part.items() for part in self._parts.values())
+        return joined(part.items() for part in self._parts.values())
 
     def _shares(self) -> list[MetricShare]:
         found = []
@@ -306,15 +318,3 @@ def _in_part(name: str, part: object) -> Iterator[None]:
     """Name keys in full in errors that are raised inside."""
     with placed(f"parts.{name}", arguments_of(part)):
         yield
-
-
-def _joined(mappings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    return {name: value for mapping in mappings for name, value in mapping.items()}
-
-
-def _sums(mappings: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for mapping in mappings:
-        for name, value in mapping.items():
-            found[name] = found.get(name, 0.0) + value
-    return found

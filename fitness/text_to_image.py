@@ -14,7 +14,7 @@ from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Scores
 from evomerge.run.ratings.rules import RatingRules
 from fitness._documents import Document
-from fitness._files.terms import parse_raters, parse_scale
+from fitness._files.terms import parse_raters, refuse_people, scale_of
 from fitness._images.parts import among, places_of
 from fitness._lm_eval.terms import plain
 from fitness._text_files import check_text_file
@@ -82,7 +82,7 @@ class TextToImageFitness:
         keep: how many images of a candidate the run folder has, small.
         thumbnail: their longer side, in pixels; of all images where people rate them.
         raters: of people: how many must have rated a candidate, or their names.
-        scale: of people: the lowest and the highest score.
+        scale: of people: the lowest and the highest score; none of pairs.
         by: whether people score each ``item``, or say of each ``pair`` of images, one of them another candidate's from
             the same noise, which is better: the objective is then the strength after Bradley and Terry.
         task: what images are called in metrics and items; each part of `SeveralFitness` needs a name of its own.
@@ -139,9 +139,10 @@ class TextToImageFitness:
             "references": references or "",
             "scorer": scorer,
         }
-        self._raters, self._scale = parse_raters(plain(raters)), parse_scale(plain(scale))
-        self._by, self._scale = by, (0.0, 1.0) if by == "pair" else self._scale
+        self._raters, self._by, self._scale = parse_raters(plain(raters)), by, scale_of(plain(scale), by)
         self._by_people = self._terms[0].name == RATING
+        if not self._by_people:
+            refuse_people(self._raters, by, self._scale)
         if self._by_people:
             self.rating = self._rating
         self._drawings: list[Drawing] | None = None

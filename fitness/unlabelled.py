@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from evomerge.candidate import Part
 from evomerge.errors import ConfigError, FitnessError, nearest
@@ -78,6 +78,8 @@ class UnlabelledFitness:
     Raises:
         ConfigError: an argument out of its range, naming it.
     """
+
+    reads: ClassVar[str] = "texts"
 
     def __init__(
         self,

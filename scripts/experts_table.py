@@ -3,6 +3,7 @@
     python scripts/experts_table.py /tmp/experts                  # trains a small Mixtral, then the table
     python scripts/experts_table.py /tmp/experts --experts 6      # of the model that is there
     python scripts/experts_table.py /tmp/experts --merges         # of the two that are trained on halves, merged
+    python scripts/experts_table.py /tmp/experts --why            # what loses: groups, units or weights
 
 A Mixtral of four layers with eight experts each learns to go on with docstrings of installed packages, two experts
 for each token. Its experts are then merged into fewer by the methods of `evomerge experts`, on texts that it learnt
@@ -10,7 +11,9 @@ from, and dropped: the least used, and at random, ten times. Perplexity is that 
 copy with experts and hidden units in another order is averaged with the model as it is, and aligned. Two more
 trainings of the model, each on half of the packages, are a pool to search on: `texts` holds what for. With
 ``--merges`` these are merged by `usage`, whose statistics are of 256 texts that each learnt from, as it is and tuned on
-texts that nothing has seen, beside their average and weights by layer that are tuned alike.
+texts that nothing has seen, beside their average and weights by layer that are tuned alike. With ``--why`` each choice
+in which Sub-MoE and M-SMoE differ is made by itself: groups by the routers' logits or by outputs; hidden units as
+they stand or in order; means by use or plain. Rows of the router are means by use in all.
 """
 
 from __future__ import annotations
@@ -35,14 +38,14 @@ from evomerge.config.compose import compose_config
 from evomerge.demo.docstrings import LIBRARIES, examples
 from evomerge.demo.train import learning_rate_at
 from evomerge.export.aligned_model import align
-from evomerge.export.fewer_experts import fewer_experts
+from evomerge.export.fewer_experts import fewer_experts, groups_of
 from evomerge.export.writer import write_model
 from evomerge.merge.alignment.finding import symmetries_of
 from evomerge.merge.alignment.orders import Experts
 from evomerge.merge.alignment.trial import put_in_order
 from evomerge.merge.experts.merging import Layer, merged_layer
 from evomerge.merge.methods import specs
-from evomerge.models.architecture.equal_experts import Groups
+from evomerge.models.architecture.equal_experts import Groups, router_rows
 from evomerge.models.architecture.mixtures import mixtures_of, with_experts
 from evomerge.protocols import CalibrationItem
 from evomerge.recipes.pool_info import PoolInfo
@@ -68,6 +71,7 @@ VOCABULARY, LENGTH, BATCH, RATE = 1000, 48, 48, 3e-3
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 DRAWS = 10
 CALIBRATION = 128
+MOST_TOKENS = 512  # of a text that `evomerge experts` sees the experts at work on
 HALVES = {"a": LIBRARIES[::2], "b": LIBRARIES[1::2]}
 ORDER = ("base", *HALVES)
 
@@ -80,6 +84,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1200, help="of the training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--merges", action="store_true", help="of the two fine-tunes, in place of fewer experts")
+    parser.add_argument("--why", action="store_true", help="each choice of the methods by itself")
     parser.add_argument("--evaluations", type=int, default=80, help="of a search")
     parser.add_argument("--texts", type=int, default=120, help="that a search sees")
     options = parser.parse_args()
@@ -87,6 +92,9 @@ def main() -> None:
         train_all(options.folder, options.steps, options.seed)
     if options.merges:
         merges(options.folder, options.evaluations, options.texts)
+        return
+    if options.why:
+        choices(options.folder, options.experts)
         return
     table(options.folder, options.experts)
     permuted(options.folder)
@@ -272,6 +280,43 @@ def table(folder: Path, number: int) -> None:
         found.append(perplexity(smaller(model, groups, counts), tokenizer, held_out))
     print(f"| dropped at random, mean of {DRAWS} | | {np.mean(found):.2f} ({min(found):.2f} to {max(found):.2f}) |")
     print("each: " + ", ".join(f"{value:.2f}" for value in sorted(found)))
+
+
+def choices(folder: Path, number: int) -> None:
+    """Perplexities with every choice of the methods by itself: what loses what."""
+    from transformers import AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder / "base"), load(folder / "base")
+    held_out = read(folder / "texts" / "all-held_out.txt")
+    texts = [CalibrationItem(text, "") for text in read(folder / "texts" / "all-train.txt")[:CALIBRATION]]
+    usage = expert_usage(model, mixtures_of(model), encode(texts, tokenizer, MOST_TOKENS), outputs=True)
+    counts = counts_of(usage)
+    every = {
+        "the routers' logits (M-SMoE)": groups_of(usage, number, "m_smoe", "layer", 0),
+        "outputs (Sub-MoE)": groups_of(usage, number, "sub_moe", "layer", 0),
+    }
+    print("| groups by | hidden units | weights | perplexity |\n| --- | --- | --- | ---: |")
+    for name, groups in every.items():
+        for in_order in (False, True):
+            for by_use in (True, False):
+                made = _merged(model, groups, counts, in_order=in_order, by_use=by_use)
+                units, weights = "in order" if in_order else "as they stand", "by use" if by_use else "equal"
+                print(f"| {name} | {units} | {weights} | {perplexity(made, tokenizer, held_out):.1f} |", flush=True)
+
+
+def _merged(
+    model: Any, groups: Mapping[int, Groups], counts: Mapping[int, Any], *, in_order: bool, by_use: bool
+) -> Any:
+    """The model with an expert for each group, in memory; rows of the router are means by use."""
+    other = type(model)(with_experts(model.config, len(next(iter(groups.values()))))).eval()
+    state = model.state_dict()
+    for own in mixtures_of(model):
+        layer, used = Layer(state[own.router], state[own.gate_up], state[own.down]), counts[own.layer]
+        made = merged_layer(layer, groups[own.layer], used if by_use else np.ones_like(used), align=in_order)
+        rows = router_rows(layer.router, groups[own.layer], used, "mean")
+        state |= {own.router: rows, own.gate_up: made.gate_up, own.down: made.down}
+    other.load_state_dict(state)
+    return other
 
 
 def permuted(folder: Path) -> None:

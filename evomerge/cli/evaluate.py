@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from evomerge.cli.all_tasks import open_heads, refuse_parts
 from evomerge.cli.options import add_import_option, add_preference_option, add_trust_option, chosen
 from evomerge.cli.scored_tasks import check_tasks, keep_tasks_of_head
 from evomerge.cli.verbs import verb_parser
@@ -39,7 +40,8 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--task",
         metavar="NAME",
-        help="of a model with a switch: score this task's model on all items; of one with heads: on the head's own",
+        help="of a model with a switch: score this task's model on all items; of one with heads, or of a folder of "
+        "--all-tasks that has a model for each: on the head's own",
     )
     parser.add_argument("--held-out", action="store_true", help="use the held-out fitness")
     parser.add_argument(
@@ -58,6 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     _check_used(options.overrides)
     _check_there(options.target, options.overrides)
     options.target = chosen(options.target, options.preference)
+    refuse_parts(options.target, options.task)
     named = [f"imports={name}" for name in options.imports]
     config = _config(options.target, options.overrides, None if options.trust else [*options.overrides, *named])
     import_modules(options.imports, "--import")
@@ -96,7 +99,7 @@ def run(arguments: Sequence[str]) -> int:
     from evomerge.report.formatting import count
     from evomerge.report.plain_console import errors
     from evomerge.run.responses import unanswered
-    from evomerge.session.answers import ADVICE, gains
+    from evomerge.session.answers import advice, gains
     from evomerge.session.batch_norms import giving_batch_norms
     from evomerge.session.engines import check_vllm_heads, require_engine
 
@@ -116,7 +119,7 @@ def run(arguments: Sequence[str]) -> int:
         errors.print(f"wrote {count(len(files), 'file')} into {files[0].parent}")
     line = unanswered({options.target: (evaluation.responses, evaluation.items)}, gains(fitness))
     if line:
-        errors.print(f"{line}; {ADVICE}", markup=False, highlight=False)
+        errors.print(f"{line}; {advice(fitness)}", markup=False, highlight=False)
     if options.json:
         json.dump(
             {"objectives": dict(evaluation.objectives), "metrics": dict(evaluation.metrics)}, sys.stdout, indent=2
@@ -309,5 +312,7 @@ def _recipe(target: str, config: Config, overrides: Sequence[str], *, trust: boo
             raise ConfigError(f"pool.dtype is {dtype!r}", nearest(dtype, ("auto", *DTYPES)))
         chosen = DTYPES[DTYPES.index(dtype)]
         return with_dtype(recipe, chosen), replace(pool, info=replace(pool.info, dtype=chosen))
+    if (headed := open_heads(target, dtype, trust=trusted)) is not None:
+        return headed
     pool = open_pool({"model": target}, root=root, dtype=dtype, trust_remote_code=trusted)
     return pool.info.linear({"model": 1.0}), pool

@@ -101,7 +101,9 @@ def _recipe_file(path: str) -> Path:
     require_no_part(path)
     if file.is_dir():
         if not (file / LEDGER).is_file():
-            raise RecipeError(f"{path} is not a run folder (it has no {LEDGER})", "a run folder or a recipe file")
+            own = file / "evomerge_recipe.yaml"
+            do = f"the recipe that this folder was made by is {own}" if own.is_file() else ""
+            raise RecipeError(f"{path} is not a run folder (it has no {LEDGER})", "a run folder or a recipe file", do)
         return best_recipe(file)
     if file.exists() and not file.is_file():
         raise RecipeError(f"{path} is no regular file", "a run folder or a recipe file")

@@ -18,8 +18,8 @@ from evomerge.mergekit.forms import FORMS, Number
 from evomerge.mergekit.layers import depth_of, module_names
 from evomerge.mergekit.scales import as_sums, without_scales
 from evomerge.mergekit.tokenizers import entry_content
+from evomerge.mergekit.unsayable import require_sayable
 from evomerge.models.architecture.layout import Layout
-from evomerge.recipes.dense import MERGED
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import DTYPES, ModelRef
 
@@ -53,18 +53,7 @@ def to_mergekit(recipe: Recipe, layout: Layout) -> str:
         RecipeError: mergekit has no way to say the same; names the slice and the reason.
     """
     recipe.check(specs())
-    if layout.encoder:
-        raise RecipeError("mergekit cannot express merges of encoder-decoders", "decoders and encoders")
-    if recipe.network is not None:
-        raise RecipeError("mergekit merges no parts of pipelines", "recipes of models that are merged whole")
-    if recipe.heads is not None:
-        raise RecipeError("mergekit merges all tensors of a model, and the recipe has heads of their own", "", "")
-    if recipe.kept:
-        raise RecipeError(f"mergekit merges all tensors of a model, and the recipe keeps {recipe.kept[0]}", "", "")
-    if recipe.dense == MERGED:
-        raise RecipeError(
-            "mergekit merges models without dense layers behind them, and the recipe merges these", "", ""
-        )
+    require_sayable(recipe, layout)
     places = {name: ref.address for name, ref in recipe.models}
     references = {ref.address: _reference(ref) for _, ref in recipe.models}
     stages = _stage_names(recipe, references)

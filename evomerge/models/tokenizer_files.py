@@ -9,7 +9,7 @@ from typing import Any
 from evomerge.errors import PoolError
 from evomerge.models.architecture.config_fields import read_mapping
 
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.json",
     "vocab.txt",
@@ -28,12 +28,12 @@ _SIDES = ("left", "right")
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a tokenizer."""
-    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def same_files(folder: Path, other: Path) -> bool:
     """Whether both folders' tokenizer files are the same, byte for byte."""
-    for name in _TOKENIZER_FILES:
+    for name in TOKENIZER_FILES:
         a, b = folder / name, other / name
         if a.is_file() != b.is_file():
             return False

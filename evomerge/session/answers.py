@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from evomerge.candidate import Evaluation, Items, Responses, Split
 from evomerge.protocols import Fitness
@@ -12,10 +13,8 @@ from evomerge.session.shares import metric_shares
 
 _log = logging.getLogger(__name__)
 
-ADVICE = (
-    "if these look right, compare them with the task's filters and stop strings; if they do not, set "
-    "fitness.apply_chat_template, or more fitness.num_fewshot"
-)
+_ADVICE = "look whether that is what the task asks for, and whether its right answers are read as they are meant"
+"""On a fitness that has no `zero_hint`."""
 
 
 class AnswerKeeper:
@@ -30,7 +29,8 @@ class AnswerKeeper:
     def __init__(self, folder: RunFolder, fitnesses: dict[Split, Fitness | None]) -> None:
         self._folder = folder
         self._all = {split for split, fitness in fitnesses.items() if getattr(fitness, "keep_responses", False)}
-        self._better = gains(fitnesses["search"]) if fitnesses["search"] is not None else []
+        self._fitness = fitnesses["search"]
+        self._better = gains(self._fitness) if self._fitness is not None else []
         self._models: dict[str, tuple[Responses, Items]] = {}
 
     def __call__(self, evaluation: Evaluation, name: str | None, /, *, compared: bool) -> None:
@@ -43,7 +43,14 @@ class AnswerKeeper:
             line = unanswered(self._models, self._better)
             self._models = {}
             if line:
-                _log.warning("%s; %s", line, ADVICE)
+                _log.warning("%s; %s", line, advice(self._fitness))
+
+
+def advice(fitness: Any) -> str:
+    """What to do about a model that scores 0 on every item: what a fitness, or each kind among several, says of it."""
+    parts = getattr(fitness, "parts", None)
+    each = dict.fromkeys(advice(part) for part in parts.values()) if parts else {}
+    return "; ".join(each) or str(getattr(fitness, "zero_hint", _ADVICE))
 
 
 def gains(fitness: Fitness) -> list[str]:

@@ -103,12 +103,12 @@ def check_fitnesses(
         if part is not None:
             with placed(node, arguments_of(part)):
                 if pool is not None:
+                    check_scored(pool, part)  # what else is said of models of another kind misleads
                     references(part, pool.info)
                 part.check()
                 if pool is not None:
                     load = functools.partial(load_tokenizer, pool.tokenizer_folder, pool.trust_remote_code)
                     _ask(part, "check_tokenizer", load)
-                    check_scored(pool, part)
                     _ask(part, "check_model", pool.config, str(pool.folder(pool.info.config_from)))
                     check_labels(pool, part)
                     _ask(part, "check_encoder", pool.encoder_folder, pool.config)

@@ -35,7 +35,7 @@ from evomerge.session.calibration import Calibration, check_apart, plan_calibrat
 from evomerge.session.engines import check_held, check_quantised, check_vllm_heads, require_engine
 from evomerge.session.gene_budget import fit_spaces
 from evomerge.session.open_priors import settle_priors
-from evomerge.session.pools import pool_from_config
+from evomerge.session.pools import check_scored, pool_from_config
 from evomerge.session.prior import measured, remembered
 from evomerge.session.race_choice import RaceChoice, chosen_race
 from evomerge.session.racing import check_validation, count_finalists
@@ -185,6 +185,9 @@ def build_parts(config: Config, run: RunFolder | None = None, *, read: bool = Tr
         check_asynchronous(config, phase.name, strategy)
     switches = [task for space in spaces for task in getattr(space, "switch_tasks", ())]
     heads = pool.info.heads.tasks if pool is not None and pool.info.heads is not None else ()
+    if pool is not None:
+        for part in filter(None, (fitness, cheap, validation, held_out)):
+            check_scored(pool, part)
     check_switches(fitness, held_out, switches, validation, cheap, heads)
     warm.check(spaces)
     if pool is None or wanted == "fitnesses":

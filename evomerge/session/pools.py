@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evomerge.config.construct import to_builtin
 from evomerge.config.schema import Config
@@ -60,7 +60,13 @@ def network_pool(
 
 
 def check_scored(pool: Pool, fitness: Fitness) -> None:
-    """`FitnessError` where models are pipelines that draw images and the fitness scores texts, or the other way."""
+    """Check that a fitness, or each part of several, scores models of the pool's kind.
+
+    Raises:
+        FitnessError: models are pipelines that draw images and the fitness scores others, or the other way round; the
+            fitness has an attribute `reads` and the models read something else.
+    """
+    _check_read(pool, fitness)
     draws = bool(getattr(fitness, "scores_pipelines", False))
     if draws != (pool.info.network is not None):
         raise FitnessError(
@@ -68,3 +74,52 @@ def check_scored(pool: Pool, fitness: Fitness) -> None:
             "fitness=text_to_image for pools with pool.network, and for no others",
             "set pool.network=auto, for pipelines" if draws else "choose fitness=text_to_image",
         )
+
+
+class _Kind(NamedTuple):
+    """What models of a class are for.
+
+    Attributes:
+        name: what they are called.
+        reads: what fitnesses that score them say in their attribute of this name.
+        fitness: that scores them.
+    """
+
+    name: str
+    reads: str
+    fitness: str
+
+
+_KINDS = {
+    "ForImageClassification": _Kind("image classifiers", "images", "images"),
+    "ForSemanticSegmentation": _Kind("segmenters", "masks", "segmentation"),
+    "SamModel": _Kind("segmenters", "masks", "segmentation"),
+    "SamHQModel": _Kind("segmenters", "masks", "segmentation"),
+    "SamVisionModel": _Kind("image encoders of segmenters", "masks", "segmentation"),
+    "CLIPVisionModel": _Kind("image towers", "images", "images"),
+    "CLIPVisionModelWithProjection": _Kind("image towers", "images", "images"),
+    "SiglipVisionModel": _Kind("image towers", "images", "images"),
+    "ForSequenceClassification": _Kind("classifiers of texts", "texts", "classification"),
+    "ForCausalLM": _Kind("language models", "texts", "lm_eval"),
+    "ForMaskedLM": _Kind("encoders of texts", "texts", "retrieval"),
+    "ForConditionalGeneration": _Kind("language models", "texts", "lm_eval"),
+}
+"""By the end of a class's name; of others nothing is said here."""
+
+
+def _check_read(pool: Pool, fitness: Any) -> None:
+    """`FitnessError` where a fitness says that it reads something else than the pool's models do."""
+    if pool.info.network is not None:
+        return
+    for part in getattr(fitness, "parts", {}).values():
+        _check_read(pool, part)
+    wanted, names = getattr(fitness, "reads", None), tuple(getattr(pool.config, "architectures", None) or ())
+    kind = next((_KINDS[end] for end in _KINDS if names and str(names[0]).endswith(end)), None)
+    if wanted is None or kind is None or wanted == kind.reads:
+        return
+    raise FitnessError(
+        f"{type(fitness).__name__} scores models that read or give {wanted}, and the models are {kind.name} "
+        f"({names[0]})",
+        f"fitness={kind.fitness} for {kind.name}",
+        f"choose fitness={kind.fitness}, with fitness.tasks of its own",
+    )

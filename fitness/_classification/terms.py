@@ -31,7 +31,11 @@ class Named(Protocol):
 Term = TypeVar("Term", bound=Named)
 
 PARTS = ("search", "validation", "held_out")
-_KEYS = ("task", "file", "head", "text", "pair", "label", "labels", "metrics", "weight", "objective", "limit")
+_KEYS = (
+    *("task", "file", "head", "text", "pair", "label", "labels", "metrics", "per_class", "weight", "objective"),
+    "limit",
+)
+_OF_ALL = ("batch_tokens", "max_length", "part", "split")
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ class TaskTerm:
         weight: among the tasks of the objective.
         objective: its name.
         limit: the first so many items; ``None`` for all.
+        per_class: whether the F1 of each class is told too.
     """
 
     name: str
@@ -108,6 +113,7 @@ class TaskTerm:
     weight: float
     objective: str
     limit: int | None
+    per_class: bool = False
 
     @property
     def is_numeric(self) -> bool:
@@ -131,13 +137,25 @@ class SplitTerm:
     seed: int = 0
 
 
-def parse_tasks(given: Any) -> tuple[TaskTerm, ...]:
+def parse_tasks(given: Any, per_class: bool = False) -> tuple[TaskTerm, ...]:
     """The tasks of a configuration.
+
+    Args:
+        given: by the user.
+        per_class: of tasks of classes that say nothing of it.
 
     Raises:
         ConfigError: no tasks, an unknown key, a value out of its range or a name twice; names the key.
     """
-    return listed_tasks(given, _task, "[{task: topic, file: topic.jsonl, head: topic}]")
+    example = "[{task: topic, file: topic.jsonl, head: topic}]"
+    return listed_tasks(given, lambda own, key: _task(own, key, per_class), example)
+
+
+def parse_per_class(given: Any, key: str = "per_class") -> bool:
+    """Whether metrics of each class are told; `ConfigError` for what is neither true nor false, naming `key`."""
+    if not isinstance(given, bool):
+        raise ConfigError(f"{key} is {given!r}", "true or false")
+    return given
 
 
 def listed_tasks(given: Any, read: Callable[[Any, str], Term], example: str) -> tuple[Term, ...]:
@@ -156,10 +174,10 @@ def listed_tasks(given: Any, read: Callable[[Any, str], Term], example: str) -> 
     return tuple(found)
 
 
-def _task(given: Any, key: str) -> TaskTerm:
+def _task(given: Any, key: str, per_class: bool) -> TaskTerm:
     if not isinstance(given, Mapping):
         raise ConfigError(f"{key} is {str(given)[:80]!r}", "a mapping with task and file")
-    require_keys(given, _KEYS, key)
+    require_keys(given, _KEYS, key, _OF_ALL)
     for needed in ("task", "file"):
         if not given.get(needed):
             raise ConfigError(f"{key} has no {needed}", "a name and a file: {task: topic, file: topic.jsonl}")
@@ -180,6 +198,11 @@ def _task(given: Any, key: str) -> TaskTerm:
     objective = given.get("objective", "score")
     if not isinstance(objective, str) or not objective.isidentifier():
         raise ConfigError(f"{key}.objective is {objective!r}", "a name of letters, digits and _")
+    metrics = parse_metrics(given.get("metrics", "accuracy"), f"{key}.metrics", METRICS)
+    if given.get("per_class") is not None:
+        per_class = parse_per_class(given["per_class"], f"{key}.per_class")
+        if per_class and metrics[0].name in NUMBER_METRICS:
+            raise ConfigError(f"{key}.per_class is true, and its metrics are of numbers", "tasks of classes", "drop it")
     return TaskTerm(
         name,
         str(texts["file"]),
@@ -188,10 +211,11 @@ def _task(given: Any, key: str) -> TaskTerm:
         str(texts["pair"] or ""),
         str(texts["label"]),
         tuple((str(own), str(other)) for own, other in labels.items()),
-        parse_metrics(given.get("metrics", "accuracy"), f"{key}.metrics", METRICS),
+        metrics,
         weight,
         objective,
         None if limit is None else whole(limit, f"{key}.limit", 1, 2**31),
+        per_class,
     )
 
 
@@ -236,11 +260,17 @@ def weighted_metrics(given: Any, key: str, known: Sequence[str], example: str = 
     found = []
     for name, weight in given.items():
         if known and name not in known:
-            raise ConfigError(f"{key} has {name!r}", nearest(str(name), known))
+            do = _BY_CLASS.get(str(name), {}).get(known[0], "")
+            raise ConfigError(f"{key} has {name!r}", nearest(str(name), known), do)
         if finite(weight, f"{key}.{name}") <= 0:
             raise ConfigError(f"{key}.{name} is {weight:g}", "a number above 0: of losses and errors less is better")
         found.append(MetricTerm(str(name), float(weight)))
     return tuple(found)
+
+
+_OWN_KEY = "per_class: true beside metrics tells the F1 of each class"
+_BY_CLASS = {"per_class": {"accuracy": _OWN_KEY, "dice": "the IoU of each class is told beside any metrics"}}
+"""What to do about what is no metric, by the first of those that are known."""
 
 
 def parse_split(part: Any, split: Any) -> SplitTerm:

@@ -128,6 +128,25 @@ def parse_raters(raters: Any) -> tuple[int, tuple[str, ...]]:
     return len(names), tuple(names)
 
 
+SCALE = (1.0, 5.0)
+"""Of scores, where nobody says."""
+
+
+def scale_of(scale: Any, by: str) -> tuple[float | None, float | None]:
+    """`parse_scale`; of pairs, where a text is better or not, 0 to 1.
+
+    Raises:
+        ConfigError: as there; a scale of pairs.
+    """
+    found = parse_scale(scale)
+    if by != "pair":
+        return found
+    if found not in (SCALE, (None, None)):
+        what = f"by is 'pair', and scale [{found[0]:g}, {found[1]:g}]"
+        raise ConfigError(what, "a scale where raters score: of pairs they say which is better", "leave scale out")
+    return 0.0, 1.0
+
+
 def parse_scale(scale: Any) -> tuple[float | None, float | None]:
     """The lowest and the highest score; none where any number is one.
 
@@ -142,3 +161,11 @@ def parse_scale(scale: Any) -> tuple[float | None, float | None]:
     if not low < high:
         raise ConfigError(f"scale is {list(scale)}", "the lowest score first, and another one as the highest")
     return low, high
+
+
+def refuse_people(raters: tuple[int, tuple[str, ...]], by: str, scale: tuple[float | None, float | None]) -> None:
+    """`ConfigError` where something is said of raters, and nobody rates."""
+    given = {"raters": raters != (1, ()), "by": by != "item", "scale": scale not in (SCALE, (None, None))}
+    key = next((key for key, said in given.items() if said), None)
+    if key is not None:
+        raise ConfigError(f"{key} is set, and people rate nothing", "metrics=rating", "leave it out, or set metrics")

@@ -52,6 +52,11 @@ class HeadedImages(ABC):
     """Tasks of images; a part of `Fitness` that those who have such tasks share."""
 
     switch_key: ClassVar[str] = "head"
+    reads: ClassVar[str] = "images"
+    zero_hint: ClassVar[str] = (
+        "see that labels of the task translate classes of the files into the head's id2label, that its head is the "
+        "task's, and that fitness.processor is that of the models"
+    )
 
     _terms: Sequence[HeadedTerm]
     _sources: Mapping[str, Source] | None = None
@@ -166,6 +171,11 @@ class HeadedImages(ABC):
             FitnessError: statistics that are not finite.
         """
         found: Mapping[str, torch.Tensor] = self._ready().images.batch_norms(model)
+        return found
+
+    def batch_norm_pixels(self) -> tuple[Any, ...]:
+        """The processed images that these statistics are of, in batches; none where they are left as merged."""
+        found: tuple[Any, ...] = self._ready().images.statistics
         return found
 
     def documents(self) -> list[tuple[str, str]]:

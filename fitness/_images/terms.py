@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 from evomerge.errors import ConfigError, nearest
-from fitness._classification.terms import CLASS_METRICS, MetricTerm, listed_tasks, parse_metrics
+from fitness._classification.terms import CLASS_METRICS, MetricTerm, listed_tasks, parse_metrics, parse_per_class
 from fitness._unlabelled.values import finite, require_keys, whole
 
 OBJECTIVE = "score"
@@ -20,8 +20,10 @@ TEMPLATES = ("a photo of a {}.",)
 
 _KEYS = (
     *("task", "images", "head", "image", "label", "labels", "limit", "among", "templates", "names"),
-    *("metrics", "weight", "objective"),
+    *("metrics", "per_class", "weight", "objective"),
 )
+OF_ALL = ("part", "split", "processor", "batch_norm", "batch_size", "cache_size", "cache", "seed")
+"""Keys of all tasks of a fitness of images."""
 _MOST = 100_000_000
 
 
@@ -42,6 +44,7 @@ class ImageTerm:
         metrics: what counts.
         weight: of the task in its objective.
         objective: that it counts in.
+        per_class: whether the F1 of each class is told too.
     """
 
     name: str
@@ -57,6 +60,7 @@ class ImageTerm:
     metrics: tuple[MetricTerm, ...] = (MetricTerm("accuracy"),)
     weight: float = 1.0
     objective: str = OBJECTIVE
+    per_class: bool = False
 
     @property
     def is_numeric(self) -> bool:
@@ -81,20 +85,22 @@ class BatchNormTerm:
     seed: int = 0
 
 
-def parse_tasks(given: Any, common: Any, templates: Any) -> tuple[ImageTerm, ...]:
+def parse_tasks(given: Any, common: Any, templates: Any, per_class: bool = False) -> tuple[ImageTerm, ...]:
     """The tasks of a configuration.
 
     Args:
         given: a list of mappings.
         common: metrics of tasks that name none; ``None`` for ``accuracy``.
         templates: of tasks that name none; ``None`` for `TEMPLATES`.
+        per_class: of tasks that say nothing of it.
 
     Raises:
         ConfigError: no task, an unknown key or metric, a value of the wrong type or a name twice; names the key.
     """
     of_all = parse_metrics("accuracy" if common is None else common, "metrics", CLASS_METRICS)
     into = _templates(list(TEMPLATES) if templates is None else templates, "templates")
-    return listed_tasks(given, lambda own, key: _task(own, key, of_all, into), "[{task: digits, images: data/digits}]")
+    example = "[{task: digits, images: data/digits}]"
+    return listed_tasks(given, lambda own, key: _task(own, key, of_all, into, per_class), example)
 
 
 class Common(NamedTuple):
@@ -111,13 +117,14 @@ class Common(NamedTuple):
     limit: int | None
 
 
-def parse_common(given: Any, key: str, known: Sequence[str], example: str) -> Common:
+def parse_common(given: Any, key: str, known: Sequence[str], of_all: Sequence[str], example: str) -> Common:
     """What a task has in common with those of other fitnesses of images.
 
     Args:
         given: of the configuration.
         key: where it stands.
         known: every key that it may have.
+        of_all: keys that hold for all tasks.
         example: of a task with its name and images.
 
     Raises:
@@ -125,7 +132,7 @@ def parse_common(given: Any, key: str, known: Sequence[str], example: str) -> Co
     """
     if not isinstance(given, Mapping):
         raise ConfigError(f"{key} is {str(given)[:80]!r}", "a mapping with task and images")
-    require_keys(given, known, key)
+    require_keys(given, known, key, of_all)
     for needed in ("task", "images"):
         if not isinstance(given.get(needed), str) or not given[needed]:
             allowed = f"a name and a folder or a table: {example}"
@@ -143,8 +150,11 @@ def parse_common(given: Any, key: str, known: Sequence[str], example: str) -> Co
     return Common(name, given["images"], weight, objective, limit)
 
 
-def _task(given: Any, key: str, common: tuple[MetricTerm, ...], templates: tuple[str, ...]) -> ImageTerm:
-    name, images, weight, objective, limit = parse_common(given, key, _KEYS, "{task: digits, images: data/digits}")
+def _task(
+    given: Any, key: str, common: tuple[MetricTerm, ...], templates: tuple[str, ...], per_class: bool
+) -> ImageTerm:
+    example = "{task: digits, images: data/digits}"
+    name, images, weight, objective, limit = parse_common(given, key, _KEYS, (*OF_ALL, "clip"), example)
     among: Any = given.get("among") or "all"
     if among not in get_args(Among):
         raise ConfigError(f"{key}.among is {among!r}", nearest(str(among), get_args(Among)))
@@ -163,6 +173,7 @@ def _task(given: Any, key: str, common: tuple[MetricTerm, ...], templates: tuple
         common if given.get("metrics") is None else parse_metrics(given["metrics"], f"{key}.metrics", CLASS_METRICS),
         weight,
         objective,
+        per_class if given.get("per_class") is None else parse_per_class(given["per_class"], f"{key}.per_class"),
     )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from evomerge.errors import FitnessError, PoolError, nearest, reason_of
+from evomerge.models.checkpoints.headers import read_json
 from evomerge.models.checkpoints.location import resolve
+from evomerge.models.tokenizer_files import TOKENIZER_FILES, has_tokenizer
 from evomerge.models.tokenizers import load_tokenizer
 from fitness._images.terms import ImageTerm
 
@@ -68,6 +70,34 @@ def prompts(term: ImageTerm, key: str, classes: Sequence[str]) -> list[list[str]
     return [[template.replace("{}", name) for template in term.templates] for name in names]
 
 
+def check_text_tower(location: str) -> None:
+    """Check by the small files of a model that it has the text tower which `build` needs.
+
+    Args:
+        location: a folder or a hub id.
+
+    Raises:
+        FitnessError: it is not there, or has no text tower or no tokenizer.
+    """
+    try:
+        folder, _ = resolve(location, whose="fitness.clip's", wanted=(["config.json", *TOKENIZER_FILES], []))
+        config = read_json(folder / "config.json", "its configuration")
+    except PoolError as error:
+        raise FitnessError(f"fitness.clip: {error.given}", error.allowed, error.do) from error
+    if "text_config" not in config:
+        _refuse_tower(location, f"model of kind {config.get('model_type')}")
+    if not has_tokenizer(folder):
+        raise FitnessError(f"fitness.clip: {location} has no tokenizer", "that of its text tower", "download it again")
+
+
+def _refuse_tower(location: str, what: str) -> NoReturn:
+    raise FitnessError(
+        f"fitness.clip: {location} is a {what}, without a text tower",
+        "a model with a text tower and an image tower, such as openai/clip-vit-base-patch32",
+        "set fitness.clip",
+    )
+
+
 @torch.no_grad()
 def build(terms: Sequence[ImageTerm], classes: Mapping[str, Sequence[str]], location: str) -> ZeroShot:
     """Build the heads: of each class the mean direction of its prompts' (arXiv 2103.00020, section 3.1.4).
@@ -91,10 +121,7 @@ def build(terms: Sequence[ImageTerm], classes: Mapping[str, Sequence[str]], loca
     except Exception as error:  # classes raise whatever they like
         raise FitnessError(f"fitness.clip: {location} cannot be loaded ({reason_of(error)})", "a CLIP model") from error
     if not hasattr(module, "get_text_features"):
-        allowed = "a model with a text tower and an image tower, such as openai/clip-vit-base-patch32"
-        raise FitnessError(
-            f"{location} is a {type(module).__name__}, without a text tower", allowed, "set fitness.clip"
-        )
+        _refuse_tower(location, type(module).__name__)
     if tokenizer is None:
         raise FitnessError(f"{location} has no tokenizer", "that of its text tower", "download it again")
     weights = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from evomerge.errors import FitnessError
 from fitness._lm_eval.arguments import ModelArguments
@@ -37,6 +37,12 @@ _WHY: Mapping[str, Mapping[str, str]] = {
 
 class TakesEngines:
     """A fitness of lm-eval tasks as those see it who choose the engine that answers them."""
+
+    reads: ClassVar[str] = "texts"
+    zero_hint: ClassVar[str] = (
+        "if these look right, compare them with the task's filters and stop strings; if they do not, set "
+        "fitness.apply_chat_template, or more fitness.num_fewshot"
+    )
 
     _arguments: ModelArguments
     _forwards: Forwards

@@ -21,6 +21,10 @@ ROLES = ("query", "document", "text")
 _COMMON = ("task", "metrics", "weight", "objective", "limit", "prompts")
 _SEARCH = ("folder", "corpus", "queries", "qrels", "documents", "ignore_identical_ids")
 _PAIRS = ("pairs", "one", "two", "label")
+_OF_ALL = (
+    *("pooling", "normalize", "similarity", "max_length", "query_length", "document_length", "batch_tokens"),
+    *("part", "split", "seed"),
+)
 _LARGEST_K = 10**6
 
 
@@ -90,7 +94,7 @@ def parse_tasks(given: Any) -> tuple[RetrievalTerm, ...]:
 def _task(given: Any, key: str) -> RetrievalTerm:
     if not isinstance(given, Mapping):
         raise ConfigError(f"{key} is {str(given)[:80]!r}", "a mapping with task and folder, or task and pairs")
-    require_keys(given, (*_COMMON, *_SEARCH, *_PAIRS), key)
+    require_keys(given, (*_COMMON, *_SEARCH, *_PAIRS), key, _OF_ALL)
     name = _text(given, "task", key)
     if "/" in name or not name.strip():
         raise ConfigError(f"{key}.task is {name!r}", "a name without /")

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from evomerge.errors import ConfigError, nearest
 from fitness._classification.terms import MetricTerm, listed_tasks, weighted_metrics
-from fitness._images.terms import OBJECTIVE, parse_common
+from fitness._images.terms import OBJECTIVE, OF_ALL, parse_common
 from fitness._unlabelled.values import whole
 
 METRICS = ("dice", "iou", "accuracy", "loss")
@@ -22,6 +22,7 @@ _KEYS = (
     *("task", "images", "head", "image", "mask", "labels", "ignore", "background", "prompt", "prompts", "limit"),
     *("metrics", "weight", "objective"),
 )
+_EXAMPLE = "{task: streets, images: data/streets}"
 _LARGEST = 2**16 - 1  # number of a class in a mask
 
 
@@ -93,7 +94,7 @@ def parse_tasks(given: Any, common: Any) -> tuple[SegmentationTerm, ...]:
 
 
 def _task(given: Any, key: str, common: tuple[MetricTerm, ...]) -> SegmentationTerm:
-    name, images, weight, objective, limit = parse_common(given, key, _KEYS, "{task: streets, images: data/streets}")
+    name, images, weight, objective, limit = parse_common(given, key, _KEYS, (*OF_ALL, "sam"), _EXAMPLE)
     texts = {column: given.get(column) or default for column, default in _TEXTS.items()}
     for column, value in texts.items():
         if not isinstance(value, str):

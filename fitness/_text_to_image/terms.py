@@ -102,6 +102,9 @@ def parse_metrics(given: Any, objectives: Any, scorer: Any) -> tuple[ScoreTerm, 
             "a node with _target_: an object that scores images",
             "scorer={_target_: my_module.Scorer}",
         )
+    if scorer is not None and "scorer" not in given:
+        do = "add it to metrics, or leave scorer out"
+        raise ConfigError("scorer is set, and metrics has no 'scorer'", "metrics with the score that it gives", do)
     if RATING in given and len(given) > 1:
         raise ConfigError(
             "metrics has 'rating' beside others", "people's scores alone", "fitness=several puts others beside them"
@@ -142,8 +145,13 @@ def parse_task(given: Any) -> str:
 def check_compared(
     terms: Sequence[ScoreTerm], prompts: Any, clip: str | None, features: Any, references: str | None
 ) -> None:
-    """`ConfigError` where a score lacks what it compares with."""
+    """`ConfigError` where a score lacks what it compares with, or something is given that none compares with."""
     names = {term.name for term in terms}
+    used = {"clip": ("clip", "ncs"), "features": BY_SET, "references": BY_SET}
+    for key, value in {"clip": clip, "features": features, "references": references}.items():
+        if value is not None and not names & set(used[key]):
+            what = f"{key} is set, and metrics has neither {' nor '.join(used[key])}"
+            raise ConfigError(what, f"what {key} is compared by", "add one of them to metrics, or leave it out")
     if names & {"clip", "ncs"} and not clip:
         raise ConfigError(
             f"metrics has {next(n for n in ('clip', 'ncs') if n in names)!r}, and clip is not set",

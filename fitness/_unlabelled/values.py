@@ -9,9 +9,20 @@ from typing import Any
 from evomerge.errors import ConfigError, nearest
 
 
-def require_keys(value: Mapping[str, Any], known: Sequence[str], key: str) -> None:
-    """Raise `ConfigError` for a key that there is not, with the nearest that there is."""
+def require_keys(value: Mapping[str, Any], known: Sequence[str], key: str, of_all: Sequence[str] = ()) -> None:
+    """Raise `ConfigError` for a key that there is not, with the nearest that there is.
+
+    Args:
+        value: of the user.
+        known: keys that it may have.
+        key: where it stands.
+        of_all: keys that hold for the whole fitness, and stand beside `key` in place of in it.
+    """
     for name in value:
+        if name not in known and name in of_all:
+            raise ConfigError(
+                f"{key} has the key {name!r}, which holds for all tasks", "", f"give {name}=... beside the tasks"
+            )
         if name not in known:
             raise ConfigError(f"{key} has no key {name!r}", nearest(str(name), known))
 

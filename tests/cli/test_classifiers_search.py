@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,36 @@ def test_folders_of_all_tasks_give_the_numbers_of_the_search_in_a_pipeline(
     capsys.readouterr()
     assert main(["evaluate", str(tmp_path / "topic"), *how, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["metrics"]["topic/f1"] == pytest.approx(found["topic/f1"], abs=1e-12)
+
+
+def test_the_folder_of_all_tasks_is_scored_as_the_run_is(
+    run: Path, pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["merge", str(run), str(tmp_path / "all"), "--all-tasks"]) == 0
+    assert main(["evaluate", str(run), "--held-out", "--json"]) == 0
+    wanted = json.loads(capsys.readouterr().out.partition("\n{")[2].join("{ "))["metrics"]
+    how = [word for word in words(pool) if word.startswith("fitness")]
+    how = [word.replace("part=search", "part=held_out") for word in how if "@" not in word]
+    assert main(["evaluate", str(tmp_path / "all"), *how, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["metrics"]
+    assert found == pytest.approx(wanted, abs=1e-12)
+    assert main(["evaluate", str(tmp_path / "all"), *how, "--json", "--task", "topic"]) == 0
+    of_one = json.loads(capsys.readouterr().out)["metrics"]
+    assert of_one == {name: value for name, value in found.items() if name.startswith("topic/")}
+    assert main(["evaluate", str(tmp_path / "all"), *how, "--task", "topics"]) == 2
+    assert "did you mean 'topic'?" in capsys.readouterr().err
+    assert main(["merge", str(tmp_path / "all"), str(tmp_path / "again")]) == 2
+    assert f"the recipe that this folder was made by is {tmp_path / 'all'}" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "all" / "topic")
+    assert main(["evaluate", str(tmp_path / "all"), *how]) == 2
+    assert "holds a model for each task, and that of topic is missing" in capsys.readouterr().err
+
+
+def test_mergekit_refuses_heads_and_what_to_do_is_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(run), "--format", "mergekit"]) == 2
+    said = capsys.readouterr().err
+    assert "the recipe has heads of their own (mood, topic)" in said
+    assert "`evomerge merge RUN OUT --task NAME` writes a task's model, with --all-tasks those of all" in said
 
 
 def test_a_run_is_resumed_as_if_it_had_not_stopped(run: Path, pool: Path, tmp_path: Path) -> None:

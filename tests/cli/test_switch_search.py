@@ -136,6 +136,23 @@ def test_mistakes_of_the_command_line(run: Path, tmp_path: Path, capsys: pytest.
         assert not Path(out).exists()
 
 
+def test_the_folder_of_all_tasks_says_what_it_is_when_it_is_scored(
+    run: Path, search: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "all"
+    assert main(["merge", str(run), str(folder), "--all-tasks"]) == 0
+    how = [*search[:2], *SCORED, "fitness.tasks=[demo_e_maths]"]
+    capsys.readouterr()
+    assert main(["evaluate", str(folder), "--task", "math", *how]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{folder} holds a shared model and a part for each task (math, lang), and --task math was given" in said
+    assert f"`evomerge merge {folder} OUT --task math` writes it" in said
+    assert main(["evaluate", str(folder), "--json", *how]) == 0
+    found = capsys.readouterr()
+    assert "scored is the shared model; " in " ".join(found.err.split())
+    assert "demo_e_maths/acc" in "".join(json.loads(found.out)["metrics"]) or json.loads(found.out)["metrics"]
+
+
 def test_mergekit_refuses_it_with_the_reason(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(run), "--format", "mergekit"]) == 2
     assert "tall_switch" in capsys.readouterr().err

@@ -60,7 +60,9 @@ def test_other_folders_are_not_written_over_and_options_go_together(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_the_pool_is_searched_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pool_is_searched_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     small = {**classifiers.MODEL, "hidden_size": 16, "num_hidden_layers": 1}
     monkeypatch.setattr(retrieval, "MODEL", small)
     monkeypatch.setattr(retrieval, "BATCH", 8)
@@ -85,3 +87,10 @@ def test_the_pool_is_searched_and_written(tmp_path: Path, monkeypatch: pytest.Mo
     assert main(["merge", str(run), str(out)]) == 0
     modules = json.loads((out / "modules.json").read_text())
     assert [entry["path"] for entry in modules] == ["", "1_Pooling", "2_Normalize"]
+    for more in ([], ["--held-out"]):  # the export has the run's scores
+        capsys.readouterr()
+        assert main(["evaluate", str(run), "--json", *more]) == 0
+        wanted = json.loads(capsys.readouterr().out)["metrics"]
+        own = ["experiment=demo_retrieval", f"pool.root='{pool}'"]
+        assert main(["evaluate", str(out), *own, "--json", *more]) == 0
+        assert json.loads(capsys.readouterr().out)["metrics"] == wanted

@@ -14,11 +14,16 @@ from torch.optim.swa_utils import update_bn
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from evomerge.candidate import Candidate, Evaluation
+from evomerge.errors import ConfigError
 from evomerge.evaluation.worker import Worker
+from evomerge.export.in_memory import merged_model
+from evomerge.models.loaded import LoadedModel
 from evomerge.models.opening import open_pool
 from evomerge.models.pool import Pool
+from evomerge.objectives import Objective
 from fitness._images.batch_norm import batch_norms_of, recomputed
 from fitness.images import ImagesFitness
+from fitness.several import SeveralFitness
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +159,72 @@ def test_other_images_and_fewer_of_them(resnets: Path, pool: Pool, tmp_path: Pat
     assert found.ok, found.error
     default = Worker(pool, {"search": fitness(resnets, "search")}, device="cpu")
     assert default.fingerprint("search") != worker.fingerprint("search")
+
+
+def test_parts_of_several_give_the_statistics_of_all_their_images(resnets: Path, pool: Pool) -> None:
+    """As one fitness with the images of both would: every batch norm sees batches in which they are mixed."""
+    tasks = [{"task": name, "images": str(resnets / name), "metrics": "loss"} for name in ("search", "held_out")]
+    several = SeveralFitness({own["task"]: ImagesFitness([own]) for own in tasks})
+    recipe = pool.info.linear({"a": 0.3, "b": 0.7})
+    module = merged_model(recipe, pool, "cpu")
+    model = LoadedModel(module, None, torch.float32, torch.device("cpu"), str(resnets / "a"))
+    for part in several.parts.values():
+        part.check()
+    several.prepare(model)
+    found = several.batch_norms(model)  # type: ignore[attr-defined]
+    alone = [part.batch_norms(model) for part in several.parts.values()]  # type: ignore[attr-defined]
+    pixels = [part.batch_norm_pixels() for part in several.parts.values()]  # type: ignore[attr-defined]
+    assert [sum(map(len, own)) for own in pixels] == [24, 18]
+    mixed = np.concatenate([batch for own in pixels for batch in own])[np.random.default_rng(0).permutation(42)]
+    expected = recomputed(module, [torch.from_numpy(own) for own in np.array_split(mixed, 2)])
+    assert found.keys() == expected.keys() == alone[0].keys()
+    assert all(torch.equal(found[name], own) for name, own in expected.items())
+    assert any(not torch.allclose(found[name], own[name]) for own in alone for name in found)
+    evaluation = Worker(pool, {"search": several}, device="cpu").evaluate(Candidate(0, recipe))
+    assert evaluation.ok, evaluation.error
+    module.load_state_dict(expected, strict=False)
+    wanted = {part: several.parts[part].run(model).metrics[f"{part}/loss"] for part in several.parts}
+    assert {part: evaluation.metrics[f"{part}/loss"] for part in wanted} == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_part_that_leaves_statistics_as_merged_gives_no_images(resnets: Path) -> None:
+    def part(name: str, computed: bool) -> ImagesFitness:
+        return ImagesFitness([{"task": name, "images": str(resnets / name)}], batch_norm=computed)
+
+    module = module_of(resnets / "a")
+    model = LoadedModel(module, None, torch.float32, torch.device("cpu"), str(resnets / "a"))
+    texts = set()
+    for first, second in ((True, True), (True, False), (False, False)):
+        several = SeveralFitness({"search": part("search", first), "held_out": part("held_out", second)})
+        for own in several.parts.values():
+            own.check()
+        several.prepare(model)
+        texts.add(several.fingerprint())
+        found = several.batch_norms(model)  # type: ignore[attr-defined]
+        alone = several.parts["search"].batch_norms(model)  # type: ignore[attr-defined]
+        same = found.keys() == alone.keys() and all(torch.equal(found[name], own) for name, own in alone.items())
+        assert same is not (first and second)
+        assert bool(found) is first
+    assert len(texts) == 3
+
+
+def test_parts_that_do_not_say_which_images_are_refused(resnets: Path) -> None:
+    class Own:
+        objectives = (Objective("own"),)
+
+        def prepare(self, model: Any) -> None: ...
+
+        def run(self, model: Any) -> None: ...
+
+        def fingerprint(self) -> str:
+            return ""
+
+        def batch_norms(self, model: Any) -> dict[str, Any]:
+            return {}
+
+    images = ImagesFitness([{"task": "x", "images": str(resnets / "search")}])
+    SeveralFitness({"own": Own()})  # type: ignore[dict-item]
+    with pytest.raises(
+        ConfigError, match="parts images and own all compute batch-norm statistics, and own does not say"
+    ):
+        SeveralFitness({"images": images, "own": Own()})  # type: ignore[dict-item]

@@ -242,6 +242,9 @@ def test_a_text_lies_in_one_part_however_often_it_occurs(folder: Path, tmp_path:
         ({"metrics": "f2"}, r"tasks\[0\].metrics has 'f2'; .*f1"),
         ({"metrics": ["f1", "pearson"]}, "of classes accuracy, f1"),
         ({"metrics": {"f1": -1}}, "metrics.f1 is -1; a number above 0"),
+        ({"metrics": "per_class"}, r"tasks\[0\].metrics has 'per_class'; .*; per_class: true beside metrics tells"),
+        ({"per_class": "yes"}, r"tasks\[0\].per_class is 'yes'; true or false"),
+        ({"per_class": True, "metrics": "pearson"}, r"tasks\[0\].per_class is true, and its metrics are of numbers"),
         ({"metric": "f1"}, r"tasks\[0\] has no key 'metric'; .*metrics"),
         ({"weight": 0}, r"tasks\[0\].weight is 0"),
         ({"limit": 0}, r"tasks\[0\].limit is 0"),
@@ -262,6 +265,27 @@ def test_arguments_that_mean_nothing_are_named(change: dict[str, Any], said: str
     rest = {key: value for key, value in change.items() if key in whole}
     with pytest.raises(ConfigError, match=said):
         ClassificationFitness(**{"tasks": [task | own], **rest})
+
+
+@pytest.mark.parametrize("key", ["part", "split", "batch_tokens", "max_length"])
+def test_what_holds_for_all_tasks_is_no_key_of_one(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"tasks\[0\] has the key '{key}', which holds for all.*{key}=\.\.\. beside"):
+        ClassificationFitness([{"task": "mood", "file": "mood.jsonl", key: 3}])
+
+
+def test_one_task_of_several_tells_the_f1_of_each_class(pool: Pool, folder: Path) -> None:
+    found = {}
+    for given, whole in ((None, True), (True, False), (False, True)):
+        own = tasks(folder, metrics="f1")
+        own[0] |= {} if given is None else {"per_class": given}
+        worker = Worker(pool, {"search": ClassificationFitness(own, per_class=whole)}, device="cpu")
+        metrics = worker.evaluate(Candidate(0, pool.info.linear({"topic": 1.0}))).metrics
+        found[given] = {name: value for name, value in metrics.items() if "/f1 " in name}
+    one, other = ({name for name in found[None] if name.startswith(f"{task}/")} for task in LABELS)
+    assert (len(one), len(other)) == tuple(len(own) for own in LABELS.values())
+    assert found[True].keys() == one
+    assert found[False].keys() == other
+    assert found[None] == found[True] | found[False]
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,7 @@ def test_several_may_have_people_among_them(file: str, model: LoadedModel) -> No
         ({"raters": ["Anna", "anna"]}, "each name once"),
         ({"scale": [5.0, 1.0]}, "the lowest score first"),
         ({"scale": [1.0]}, "scale is"),
+        ({"scale": [0.0, 9.0], "by": "pair"}, r"by is 'pair', and scale \[0, 9\]; .*leave scale out"),
         ({"tokens": 0}, "tokens is 0"),
         ({"temperature": -1.0}, "temperature is -1"),
         ({"until": ["a", ""]}, "until is"),
@@ -141,6 +142,11 @@ def test_several_may_have_people_among_them(file: str, model: LoadedModel) -> No
 def test_refuses_what_makes_no_sense(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         FilesFitness(**{"prompts": "prompts.txt", **arguments})
+
+
+def test_pairs_have_no_scale_whatever_stands_in_the_file_of_the_group() -> None:
+    for scale in ([1.0, 5.0], None):
+        FilesFitness("prompts.txt", by="pair", scale=scale)
 
 
 def test_refuses_prompts_that_cannot_be_gone_on_with(file: str, model: LoadedModel, tmp_path: Path) -> None:

@@ -112,6 +112,35 @@ def test_scores_are_those_of_plain_transformers_and_scikit_learn(kind: str, imag
     assert found.objectives["score"] == pytest.approx(score, rel=1e-4)
 
 
+def test_the_f1_of_each_class_is_told_of_tasks_that_ask_for_it(images: Path, vits: Path) -> None:
+    tasks = [{"task": "one", "images": str(images), "per_class": True}, {"task": "two", "images": str(images)}]
+    found = evaluated(pool_of(vits), ImagesFitness(tasks), {"a": 1.0})
+    files = [images / name / f"{number}.png" for name in CLASSES for number in range(4)]
+    told = plain_logits(loaded(vits / "a").module, vits / "a", files).argmax(1)
+    wanted = f1_score(np.repeat(np.arange(3), 4), told, average=None, labels=range(3))
+    by_class = {f"one/f1 {name}": value for name, value in zip(CLASSES, wanted, strict=True)}
+    assert {name: value for name, value in found.metrics.items() if "/f1" in name} == pytest.approx(by_class)
+
+
+@pytest.mark.parametrize(
+    ("given", "of_task", "key"),
+    [
+        ({"clip": "clip"}, {}, "clip"),
+        ({"templates": "a {}."}, {}, "templates"),
+        ({}, {"templates": "a {}."}, r"tasks\[0\].templates"),
+        ({}, {"names": {"cat": "a cat"}}, r"tasks\[0\].names"),
+    ],
+)
+def test_what_is_of_prompts_is_refused_where_models_have_heads(
+    given: dict[str, Any], of_task: dict[str, Any], key: str, images: Path, vits: Path
+) -> None:
+    fitness = ImagesFitness([{"task": "x", "images": str(images), **of_task}], **given)
+    fitness.check()
+    pool = pool_of(vits)
+    with pytest.raises(FitnessError, match=rf"^{key} is set, and the pool's models have heads .*ViTForImage.*leave it"):
+        fitness.check_model(pool.config, str(pool.folder("a")))
+
+
 def test_a_tasks_own_classes_compete_alone(vits: Path, tmp_path: Path) -> None:
     folder = save_images(tmp_path / "two", 3, classes=("cat", "owl"))
     logits = plain_logits(loaded(vits / "a").module, vits / "a", sorted(folder.rglob("*.png"))).numpy()
@@ -301,6 +330,9 @@ def test_tables_that_lack_something(content: str, message: str, tmp_path: Path) 
         ({"tasks": [{"task": "x", "images": "a", "metrics": {"loss": -1}}]}, r"tasks\[0\].metrics.loss is -1"),
         ({"tasks": [{"task": "x", "images": "a", "among": "tasks"}]}, r"tasks\[0\].among is 'tasks'; .* 'task'"),
         ({"tasks": [{"task": "x", "images": "a", "templates": ["a photo"]}]}, r"tasks\[0\].templates has 'a photo'"),
+        ({"tasks": [{"task": "x", "images": "a", "per_class": 1}]}, r"tasks\[0\].per_class is 1; true or false"),
+        ({"tasks": [{"task": "x", "images": "a", "metrics": "per_class"}]}, "has 'per_class'.*per_class: true beside"),
+        ({"tasks": [{"task": "x", "images": "a", "clip": "b"}]}, r"tasks\[0\] has the key 'clip', which holds for all"),
         ({"tasks": [{"task": "x", "images": "a"}] * 2}, "tasks has 'x' twice"),
         ({"tasks": [{"task": "x", "images": "a"}], "batch_norm": {"image": 3}}, "batch_norm has no key 'image'"),
         ({"tasks": [{"task": "x", "images": "a"}], "part": "held_out"}, "part is 'held_out', of which split says"),
@@ -372,6 +404,16 @@ def test_an_image_tower_needs_a_text_tower(clips: Path, tmp_path: Path) -> None:
     fitness.check()
     towers = clips / "towers" / "a"
     module: Any = CLIPVisionModel.from_pretrained(towers)
+    told = r"fitness\.clip: .*a is a model of kind clip_vision_model, without a text tower; .*; set fitness.clip"
+    with pytest.raises(FitnessError, match=told):  # before a model is loaded
+        fitness.check_model(module.config, str(towers))
+    (tmp_path / "speechless").mkdir()
+    (tmp_path / "speechless" / "config.json").write_text('{"model_type": "clip", "text_config": {}}')
+    for clip, told in (("nowhere/at/all", "fitness.clip: no folder"), ("speechless", "speechless has no tokenizer")):
+        other = ImagesFitness([{"task": "x", "images": str(tmp_path / "x")}], clip=str(tmp_path / clip))
+        other.check()
+        with pytest.raises(FitnessError, match=told):
+            other.check_model(module.config, str(towers))
     with pytest.raises(FitnessError, match=r"is a CLIPVisionModel, without a text tower; .*; set fitness.clip"):
         fitness.prepare(LoadedModel(module, None, torch.float32, torch.device("cpu"), str(towers)))
 

@@ -196,6 +196,23 @@ def test_scores_of_clip_and_of_distances(folder: Path, pool: Pool, resident: Res
         ({"prompts": [], "scorer": Brightness()}, ConfigError, "prompts is"),
         ({"prompts": "there/is/none.txt", "scorer": Brightness()}, FitnessError, "not there|no folder"),
         ({"metrics": "ncs", "clip": "x"}, FitnessError, "no reference image"),
+        ({"scorer": Brightness(), "clip": "x"}, ConfigError, "clip is set, and metrics has neither clip nor ncs"),
+        (
+            {"metrics": "clip", "clip": "x", "references": "y"},
+            ConfigError,
+            "references is set, and metrics has neither",
+        ),
+        (
+            {"metrics": "clip", "clip": "x", "features": "y"},
+            ConfigError,
+            "features is set, and metrics has neither kid",
+        ),
+        ({"metrics": "clip", "clip": "x", "scorer": Brightness()}, ConfigError, "scorer is set, and metrics has no"),
+        ({"metrics": "rating", "clip": "x"}, ConfigError, "clip is set, and metrics has neither"),
+        ({"metrics": "rating", "by": "pair", "scale": [1, 9]}, ConfigError, r"by is 'pair', and scale \[1, 9\]"),
+        ({"scorer": Brightness(), "scale": [1, 9]}, ConfigError, "scale is set, and people rate nothing"),
+        ({"scorer": Brightness(), "by": "pair"}, ConfigError, "by is set, and people rate nothing"),
+        ({"scorer": Brightness(), "raters": 2}, ConfigError, "raters is set, and people rate nothing"),
     ],
 )
 def test_a_mistake_is_answered_before_anything_is_drawn(given: dict[str, Any], kind: Any, said: str) -> None:
@@ -234,8 +251,10 @@ def test_what_images_are_compared_with_is_checked_by_its_small_files(
         (tmp_path / name).mkdir()
         for file in ("config.json", *files) if model else ():
             (tmp_path / name / file).write_text(json.dumps({"model_type": model}))
+    if "features" in given:
+        given["references"] = "empty"
     with pytest.raises(FitnessError, match=said):
-        TextToImageFitness(PROMPTS, references="empty", **given).check()
+        TextToImageFitness(PROMPTS, **given).check()
 
 
 @pytest.mark.parametrize(

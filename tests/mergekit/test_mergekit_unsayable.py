@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from mergekit_recipes import recipe_of
 
 from evomerge.errors import RecipeError
+from evomerge.mergekit.unsayable import require_sayable
 from evomerge.mergekit.writer import to_mergekit
 from evomerge.models.pool import Pool
+from evomerge.recipes.heads import Heads
+from evomerge.recipes.network import Network
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.slices import Input, SliceId, SliceRecipe, parameters
 
@@ -75,3 +79,27 @@ def test_a_slice_of_an_intermediate_is_named_with_it(pool: Pool) -> None:
     slices = tuple(SliceRecipe(s, "linear", (Input("both"), Input("c"))) for s in pool.info.slices)
     with pytest.raises(RecipeError, match=r"^intermediate both: mergekit cannot express slice layers\.1\.mlp: "):
         to_mergekit(replace(whole, slices=slices, intermediates=(("both", bad),)), pool.layout)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            {"config_from": "a", "heads": Heads(("score.weight",), ("a", "b"))},
+            r"heads of their own \(a, b\); .*OUT --task NAME` writes",
+        ),
+        ({"kept": ("vision.*",)}, r"keeps vision\.\*; .*pool\.kept=null; `evomerge merge RUN OUT` writes the model"),
+        ({"dense": "merged"}, r"dense layers behind them.*pool\.dense=kept; `evomerge merge RUN OUT` writes the model"),
+        ({"network": Network("unet", "base")}, r"no parts of pipelines; .*; `evomerge merge RUN OUT` writes the model"),
+    ],
+)
+def test_what_mergekit_cannot_say_has_a_next_step(pool: Pool, more: dict[str, Any], said: str) -> None:
+    recipe = recipe_of(pool, "linear", "ab", lambda s, n, p: 0.5)
+    require_sayable(recipe, pool.layout)
+    with pytest.raises(RecipeError, match=said):
+        require_sayable(replace(recipe, **more), pool.layout)
+
+
+def test_encoder_decoders_have_a_next_step(pool: Pool) -> None:
+    with pytest.raises(RecipeError, match=r"encoder-decoders; .*; `evomerge merge RUN OUT` writes the model"):
+        require_sayable(recipe_of(pool, "linear", "ab", lambda s, n, p: 0.5), replace(pool.layout, encoder=1))

@@ -212,8 +212,14 @@ def test_networks_that_compute_otherwise_are_refused(sd: dict[str, str], tmp_pat
 @pytest.mark.parametrize(
     ("more", "kind", "said"),
     [
-        ({"network": "unett"}, PoolError, "no part 'unett'"),
-        ({"network": "text_encoder"}, PoolError, "a CLIPTextModel of transformers"),
+        ({"network": "unett"}, PoolError, r"pool\.network: .* has no part 'unett'"),
+        (
+            {"network": "text_encoder"},
+            PoolError,
+            r"pool\.network: part 'text_encoder' .* a CLIPTextModel of transformers",
+        ),
+        ({"network": "vae"}, PoolError, r"pool\.network: part 'vae' .* is an? AutoencoderKL.*set pool\.network=auto"),
+        ({"network": "scheduler"}, PoolError, r"pool\.network: part 'scheduler' .* is an? DDIMScheduler"),
         ({"others": "bass"}, PoolError, "pool.others is 'bass'"),
         ({"base": "bass"}, ConfigError, "pool.base is 'bass'"),
     ],

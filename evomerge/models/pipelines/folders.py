@@ -48,14 +48,13 @@ class PipelineFolder:
                     "set pool.network to the one that is to be merged",
                 )
         if name not in self.parts:
-            raise PoolError(
-                f"the pipeline {self.folder} has no part {name!r}", nearest(name, self.parts), "set pool.network=auto"
-            )
+            given = f"pool.network: the pipeline {self.folder} has no part {name!r}"
+            raise PoolError(given, nearest(name, self.parts), "set pool.network=auto")
         library, kind = self.parts[name]
-        if library != "diffusers":
+        if library != "diffusers" or kind.endswith("Scheduler") or "Autoencoder" in kind or kind.startswith("VQ"):
             raise PoolError(
-                f"part {name!r} of the pipeline {self.folder} is a {kind} of {library}",
-                "networks of diffusers are merged: unet, transformer, vae",
+                f"pool.network: part {name!r} of the pipeline {self.folder} is a {kind} of {library}",
+                f"a network of blocks, of diffusers: {', '.join(NETWORKS)}",
                 "set pool.network=auto",
             )
         return name
