@@ -8,6 +8,8 @@ from typing import Any
 
 from evomerge.errors import ConfigError, FitnessError, reason_of
 
+_SCAN, _END = b"\xff\xda", b"\xff\xd9"  # markers of JPEG, which its coded pixels never hold
+
 
 def require_pillow() -> Any:
     """The module ``PIL.Image``; `ConfigError` where Pillow is not installed."""
@@ -38,3 +40,24 @@ def opened(data: bytes, where: str) -> Any:
         raise FitnessError(f"{where} is no image that Pillow reads", "an image") from error
     except Exception as error:  # decoders raise what they like on what is no image
         raise FitnessError(f"{where} is no image that Pillow reads ({reason_of(error)})", "an image") from error
+
+
+def require_whole(data: bytes, where: str) -> None:
+    """Raise `FitnessError` for what is no image, or an image whose file breaks off; few are decoded for it.
+
+    Of PNGs the sums of all chunks are compared; a JPEG is decoded where no end follows its last scan, others always.
+
+    Args:
+        data: the bytes of the file.
+        where: it is, for messages.
+    """
+    with opened(data, where) as image:
+        ended = image.format == "JPEG" and data.rfind(_END) > data.rfind(_SCAN)
+        try:
+            if image.format == "PNG":
+                image.verify()
+            elif not ended:
+                image.load()
+        except Exception as error:
+            what = f"{where} is no whole image ({reason_of(error)})"
+            raise FitnessError(what, "an image that Pillow reads to its end", "write or download it again") from error

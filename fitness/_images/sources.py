@@ -17,7 +17,7 @@ from evomerge.errors import FitnessError, nearest
 from fitness._classification.tables import in_part
 from fitness._classification.terms import SplitTerm
 from fitness._documents import Document
-from fitness._images.decoding import opened
+from fitness._images.decoding import require_whole
 from fitness._images.terms import ImageTerm
 from fitness._text_files import read_lines
 
@@ -87,7 +87,7 @@ def read_source(term: ImageTerm, key: str, split: SplitTerm, seed: int) -> Image
     key = f"{key}.images"
     found = _entries(term, key)
     classes = tuple(sorted({item.label for item in found}, key=_number_first))
-    hashes = [_hash_of(item) for item in found]
+    hashes = [hash_of(item) for item in found]
     places = chosen_places(hashes, [item.label for item in found], term, key, split, seed)
     found, hashes = [found[i] for i in places], [hashes[i] for i in places]
     pairs = zip(found, hashes, strict=True)
@@ -133,10 +133,14 @@ def chosen_places(
     return [chosen[i] for i in evenly([labels[place] for place in chosen], term.limit, seed)]
 
 
-def _hash_of(item: ImageItem) -> str:
-    """A hash of an image's bytes, which are looked at on this occasion."""
+def hash_of(item: ImageItem) -> str:
+    """A hash of an image's bytes, which are looked at on this occasion.
+
+    Raises:
+        FitnessError: it is no image, or its file breaks off.
+    """
     data = item.read()
-    opened(data, item.where).close()
+    require_whole(data, item.where)
     return hashlib.sha256(data).hexdigest()
 
 

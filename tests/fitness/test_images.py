@@ -407,3 +407,22 @@ def test_vits_with_heads_of_their_own(tmp_path: Path) -> None:
     tasks[1]["head"] = "a"
     with pytest.raises(FitnessError, match="the head of a has no class 'ant'"):
         check_fitnesses(ImagesFitness(tasks), pool=pool)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "gif", "bmp", "webp", "tif"])
+def test_a_file_that_breaks_off_is_named_before_a_model_is_loaded(kind: str, images: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("whole", "cut"):
+        (tmp_path / name / "cat").mkdir(parents=True)
+    file = tmp_path / "whole" / "cat" / f"0.{kind}"
+    Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(file)
+    data = file.read_bytes()
+    (tmp_path / "cut" / "cat" / file.name).write_bytes(data[: 2 * len(data) // 3])
+    own = ImagesFitness([{"task": "x", "images": str(tmp_path / "whole")}])
+    own.check()
+    for given in (
+        ImagesFitness([{"task": "x", "images": str(tmp_path / "cut")}]),
+        ImagesFitness([{"task": "x", "images": str(images)}], batch_norm={"folder": str(tmp_path / "cut")}),
+    ):
+        with pytest.raises(FitnessError, match=rf"0\.{kind} is no (whole )?image"):
+            given.check()
