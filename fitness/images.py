@@ -110,7 +110,7 @@ class ImagesFitness(HeadedImages):
         from fitness._images.pixels import check_processor
         from fitness._images.zero_shot import has_head, prompts
 
-        check_processor(self._processor or folder)
+        check_processor(self._processor or folder, given=bool(self._processor))
         for place, term in enumerate(self._terms):
             if not has_head(config):
                 prompts(term, f"tasks[{place}]", self._read()[term.name].classes)

@@ -113,7 +113,7 @@ class SegmentationFitness(HeadedImages):
         from fitness._images.pixels import check_processor
         from fitness._segmentation.models import find_sam, kind_of, processor_settings
 
-        check_processor(self._processor or folder)
+        check_processor(self._processor or folder, given=bool(self._processor))
         self._reduced = bool(processor_settings(self._processor or folder).get("do_reduce_labels"))
         kind = kind_of(config)
         for place, term in enumerate(self._terms):

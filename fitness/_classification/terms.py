@@ -12,6 +12,8 @@ from fitness._unlabelled.values import finite, require_keys, whole
 
 CLASS_METRICS = ("accuracy", "f1", "matthews", "loss")
 CORRELATIONS = ("pearson", "spearman")
+MATTHEWS = "matthews"
+"""A correlation too, of classes."""
 NUMBER_METRICS = (*CORRELATIONS, "squared_error")
 METRICS = (*CLASS_METRICS, *NUMBER_METRICS)
 LOWER = ("loss", "squared_error")
@@ -180,6 +182,7 @@ def _task(given: Any, key: str) -> TaskTerm:
     objective = given.get("objective", "score")
     if not isinstance(objective, str) or not objective.isidentifier():
         raise ConfigError(f"{key}.objective is {objective!r}", "a name of letters, digits and _")
+    require_apart({own: str(texts[own] or "") for own in ("text", "pair", "label")}, key)
     return TaskTerm(
         name,
         str(texts["file"]),
@@ -196,6 +199,21 @@ def _task(given: Any, key: str) -> TaskTerm:
 
 
 _TEXTS = {"task": "", "file": "", "head": None, "text": "text", "pair": None, "label": "label"}
+
+
+def require_apart(columns: Mapping[str, str], key: str) -> None:
+    """Raise `ConfigError` where two keys of a task name one column: a model would read what it is to find out.
+
+    Args:
+        columns: by the task's keys; empty for none.
+        key: of the task, for messages.
+    """
+    taken = dict[str, str]()
+    for name, column in columns.items():
+        if column and column in taken:
+            what = f"{key}.{name} is {column!r}, which is the column of {taken[column]}"
+            raise ConfigError(what, f"another column for each of {', '.join(columns)}")
+        taken[column] = name
 
 
 def parse_metrics(given: Any, key: str, known: Sequence[str]) -> tuple[MetricTerm, ...]:
@@ -227,12 +245,11 @@ def weighted_metrics(given: Any, key: str, known: Sequence[str], example: str = 
     """
     if isinstance(given, str):
         given = {given: 1.0}
-    elif isinstance(given, Sequence):
+    elif isinstance(given, Sequence) and given:
         given = dict.fromkeys(map(str, given), 1.0)
     if not isinstance(given, Mapping) or not given:
-        raise ConfigError(
-            f"{key} is {str(given)[:80]!r}", f"names of metrics, with weights: {example or ', '.join(known)}"
-        )
+        allowed = f"names of metrics, with weights: {example or ', '.join(known)}"
+        raise ConfigError(f"{key} is {str(given)[:80]}", allowed)
     found = []
     for name, weight in given.items():
         if known and name not in known:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from contextlib import suppress
 from typing import Any
 
 from evomerge.errors import ConfigError, FitnessError, reason_of
@@ -45,19 +46,23 @@ def opened(data: bytes, where: str) -> Any:
 def require_whole(data: bytes, where: str) -> None:
     """Raise `FitnessError` for what is no image, or an image whose file breaks off; few are decoded for it.
 
-    Of PNGs the sums of all chunks are compared; a JPEG is decoded where no end follows its last scan, others always.
+    PNGs are decoded where their chunks are not as their sums say, JPEGs where no end follows the last scan, others
+    always.
 
     Args:
         data: the bytes of the file.
         where: it is, for messages.
     """
     with opened(data, where) as image:
-        ended = image.format == "JPEG" and data.rfind(_END) > data.rfind(_SCAN)
-        try:
-            if image.format == "PNG":
+        if image.format == "JPEG" and data.rfind(_END) > data.rfind(_SCAN):
+            return
+        if image.format == "PNG":
+            with suppress(Exception):
                 image.verify()
-            elif not ended:
-                image.load()
+                return
+    with opened(data, where) as image:
+        try:
+            image.load()
         except Exception as error:
             what = f"{where} is no whole image ({reason_of(error)})"
             raise FitnessError(what, "an image that Pillow reads to its end", "write or download it again") from error

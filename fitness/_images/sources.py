@@ -15,7 +15,7 @@ import numpy as np
 
 from evomerge.errors import FitnessError, nearest
 from fitness._classification.tables import in_part
-from fitness._classification.terms import SplitTerm
+from fitness._classification.terms import MATTHEWS, SplitTerm
 from fitness._documents import Document
 from fitness._images.decoding import require_whole
 from fitness._images.terms import ImageTerm
@@ -90,6 +90,9 @@ def read_source(term: ImageTerm, key: str, split: SplitTerm, seed: int) -> Image
     hashes = [hash_of(item) for item in found]
     places = chosen_places(hashes, [item.label for item in found], term, key, split, seed)
     found, hashes = [found[i] for i in places], [hashes[i] for i in places]
+    if any(metric.name == MATTHEWS for metric in term.metrics) and len({item.label for item in found}) < 2:
+        what = f"{key}: all of the images of {term.images} that count are of class {found[0].label!r}"
+        raise FitnessError(what, "two classes or more: Matthews' coefficient is 0 of one", "see limit and part")
     pairs = zip(found, hashes, strict=True)
     documents = tuple(
         Document(hashlib.sha256(f"{text} {item.label}".encode()).hexdigest(), text) for item, text in pairs

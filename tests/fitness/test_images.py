@@ -254,7 +254,7 @@ def _odd_sizes(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_cut_image, r"cat/1.png is no image that Pillow reads \(.*\); an image"),
+        (_cut_image, r"cat/1.png is no whole image \(.*\); an image"),
         (_no_processor, r"has no image processor; preprocessor_config.json"),
         (_odd_sizes, r"processed to shape .*; a processor that makes all images of one size"),
     ],
@@ -426,3 +426,28 @@ def test_a_file_that_breaks_off_is_named_before_a_model_is_loaded(kind: str, ima
     ):
         with pytest.raises(FitnessError, match=rf"0\.{kind} is no (whole )?image"):
             given.check()
+
+
+def test_of_one_class_matthews_coefficient_is_0_whatever_a_model_does(images: Path, tmp_path: Path) -> None:
+    save_images(tmp_path / "one", classes=("cat",))
+    for place, refused in ((tmp_path / "one", True), (images, False)):
+        fitness = ImagesFitness([{"task": "x", "images": str(place), "metrics": "matthews"}])
+        if refused:
+            with pytest.raises(FitnessError, match=r"tasks\[0\]\.images: all of the images of .* of class 'cat'; two"):
+                fitness.check()
+        else:
+            fitness.check()
+
+
+def test_a_processor_that_is_named_and_not_there(images: Path, vits: Path, tmp_path: Path) -> None:
+    config = loaded(vits / "a").module.config
+    for name, said in (("nowhere", "which is no folder"), (str(tmp_path), "which has no image processor")):
+        fitness = ImagesFitness([{"task": "x", "images": str(images)}], processor=name)
+        fitness.check()
+        with pytest.raises(FitnessError, match=f"processor names '{name}', {said}; .*; name another folder, or leave"):
+            fitness.check_model(config, str(vits / "a"))
+
+
+def test_no_metrics_are_shown_as_they_were_given() -> None:
+    with pytest.raises(ConfigError, match=r"metrics is \[\]; names of metrics"):
+        ImagesFitness([{"task": "x", "images": "x", "metrics": []}])

@@ -321,6 +321,7 @@ def test_images_with_nothing_to_ask_for_are_left_out(data: Path, sam: Path, tmp_
         ({"labels": {"a": 1}}, "a key of tasks\\[0\\].labels is 'a'"),
         ({"labels": {1: 1}, "prompt": "box"}, "labels and prompt"),
         ({"mask": 3}, "tasks\\[0\\].mask is 3"),
+        ({"mask": "image"}, "tasks\\[0\\].mask is 'image', which is the column of image"),
     ],
 )
 def test_what_tasks_may_not_say(task: dict[str, Any], message: str) -> None:
