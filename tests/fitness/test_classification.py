@@ -346,7 +346,7 @@ def test_a_model_does_not_read_what_it_is_to_find_out(columns: dict[str, str]) -
 
 def test_tasks_of_written_texts_are_not_for_heads_of_classifiers(folder: Path) -> None:
     parts = {"mood": ClassificationFitness(tasks(folder)[:1]), "lm": LmEvalFitness(["gsm8k"])}
-    said = r"fitness.parts.lm.tasks\[0\] \(gsm8k\) is for models that write texts, .* heads of mood; fitness=classification"
+    said = r"fitness.parts.lm.tasks\[0\] \(gsm8k\) is for models that write texts, .* mood; fitness=classification"
     with pytest.raises(ConfigError, match=said):
         check_switches(SeveralFitness(parts), None, (), heads=("mood",))
 
