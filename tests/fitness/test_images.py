@@ -254,7 +254,7 @@ def _odd_sizes(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_cut_image, r"cat/1.png is no whole image \(.*\); an image"),
+        (_cut_image, r"cat/1.png is no image that Pillow reads \(.*\); an image"),
         (_no_processor, r"has no image processor; preprocessor_config.json"),
         (_odd_sizes, r"processed to shape .*; a processor that makes all images of one size"),
     ],
@@ -262,8 +262,8 @@ def _odd_sizes(folder: Path) -> None:
 def test_what_cannot_be_read_is_said(spoil: Callable[[Path], None], message: str, vits: Path, tmp_path: Path) -> None:
     shutil.copytree(vits, tmp_path, dirs_exist_ok=True)
     fitness = ImagesFitness([{"task": "x", "images": str(save_images(tmp_path / "x"))}])
-    spoil(tmp_path)
     fitness.check()
+    spoil(tmp_path)  # behind the back of what was checked
     with pytest.raises(FitnessError, match=message):
         fitness.prepare(loaded(tmp_path / "a"))
 
