@@ -115,7 +115,7 @@ class ImagesFitness(HeadedImages):
         from fitness._images.pixels import check_processor
         from fitness._images.zero_shot import check_text_tower, has_head, prompts
 
-        check_processor(self._processor or folder)
+        check_processor(self._processor or folder, given=bool(self._processor))
         headed = has_head(config)
         if headed:
             self._refuse_prompts(config)

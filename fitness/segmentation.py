@@ -119,7 +119,7 @@ class SegmentationFitness(HeadedImages):
         from fitness._images.pixels import check_processor
         from fitness._segmentation.models import find_sam, kind_of, processor_settings
 
-        check_processor(self._processor or folder)
+        check_processor(self._processor or folder, given=bool(self._processor))
         self._reduced = bool(processor_settings(self._processor or folder).get("do_reduce_labels"))
         kind = kind_of(config)
         for place, term in enumerate(self._terms):
@@ -150,7 +150,7 @@ class SegmentationFitness(HeadedImages):
         return StratifiedMean(self.shares(), self.objectives)
 
     def cautions(self) -> list[str]:
-        """Of images without anything to be asked for, and of masks that are read as the image processor says."""
+        """Of masks of one class or read as the image processor says, and of images with nothing to be asked for."""
         found = []
         for term in self._terms:
             count = self._read()[term.name].left_out
@@ -158,6 +158,9 @@ class SegmentationFitness(HeadedImages):
                 found.append(f"tasks.{term.name}: images that have nothing but background, and are left out: {count}")
             if self._reduced and not term.labels and not term.prompt:
                 found.append(f"tasks.{term.name}: 0 in masks is no class and 1 the first: do_reduce_labels is set")
+            if not term.prompt and len(numbers := self._read()[term.name].numbers.difference(term.ignored)) == 1:
+                what = f"all masks have {min(numbers)} alone, and nothing to be told from it"
+                found.append(f"tasks.{term.name}: {what}; see images, labels and ignore")
         return found
 
     def prepare(self, model: LoadedModel) -> None:

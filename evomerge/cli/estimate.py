@@ -35,7 +35,10 @@ class Estimate:
         workers: how many there are.
         written: bytes of the winner's model on the disk, as `evomerge merge` writes it.
         run: bytes of the run folder at the end: ledger and per-item scores.
-        evaluations: of the search, baselines not counted; `others` are those, finalists and the held-out ones.
+        evaluations: of the search.
+        compared: baselines, each scored once on the search's items.
+        held_out: those, and the winner, on the held-out items.
+        finalists: scored on all items of the search, or of validation.
         people: what raters have to score, in words; empty where nobody is asked.
         share: of its items that a candidate is scored on, on average; 1 where there is no race, or nobody knows.
         work: of one candidate: `documents`, `texts` read and tokens `written` at most; empty where nobody counts.
@@ -49,7 +52,9 @@ class Estimate:
     written: int
     run: int
     evaluations: int
-    others: int
+    compared: int
+    held_out: int
+    finalists: int
     work: Mapping[str, int]
     batch: int
     arithmetic: str = ""
@@ -85,8 +90,8 @@ def estimate(config: Config, parts: Parts, memory: MemoryEstimate) -> Estimate:
     inside = sum(per_slice.values()) - outside
     weights = outside + inside + max(0, depth - pool.info.layers) * per_layer
     baselines = len(compared_recipes(pool.info, parts.space))
-    others = (baselines if config.search.baselines else 0) + (baselines + 1 if parts.held_out is not None else 0)
-    others += parts.finalists
+    compared = baselines if config.search.baselines else 0
+    held_out = baselines + 1 if parts.held_out is not None else 0
     work = _work(parts.fitness)
     genes = max(len(space.spec) for space in parts.spaces)
     settings: Any = config.fitness
@@ -96,7 +101,9 @@ def estimate(config: Config, parts: Parts, memory: MemoryEstimate) -> Estimate:
         written=weights * _BYTES[pool.info.dtype],
         run=config.search.evaluations * (_EVENT + _GENE * genes + 2 * work.get("documents", 0)),
         evaluations=config.search.evaluations,
-        others=others,
+        compared=compared,
+        held_out=held_out,
+        finalists=parts.finalists,
         work=work,
         batch=0 if parts.scored_with.get("engine") else int(settings.get("batch_size") or 0),
         arithmetic=arithmetic_of(pool.info.dtype) if memory.on_host else "",
@@ -149,7 +156,9 @@ def rows(found: Estimate) -> list[tuple[str, RenderableType]]:
         batches = f": up to {found.forwards:,} forwards of {found.batch}" if found.batch else ""
         lines.append(("a candidate", f"{texts}{written}{batches}"))
         total = f", {round(found.evaluations * found.share * found.forwards):,} forwards" if found.batch else ""
-        more = f"; and once for each of {found.others} models to compare with" if found.others else ""
+        more = f"; and once for each of {found.compared} models to compare with" if found.compared else ""
+        more += f"; {count(found.finalists, 'finalist')} on all items" if found.finalists else ""
+        more += f"; {count(found.held_out, 'model')} on held-out items" if found.held_out else ""
         who, part = count(found.workers, "worker"), f"{percent(found.share)} of " if found.share < 1 else ""
         lines.append(("time", f"{found.evaluations:,} times {part}that{total}, by {who}{more}"))
     return lines

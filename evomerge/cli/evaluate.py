@@ -152,7 +152,6 @@ def _check_there(target: str, overrides: Sequence[str]) -> None:
 
 def _check_target(target: str, root: str | None) -> None:
     """Refuse what is neither there nor can be a hub's, and a run without a best recipe."""
-
     path = Path(target)
     if (path / LEDGER).is_file():
         from evomerge.session.best_recipe import best_recipe
@@ -161,9 +160,11 @@ def _check_target(target: str, root: str | None) -> None:
         return
     if path.is_file():
         return  # opening it says what is wrong with it
+    from evomerge.cli.sources import one_model
     from evomerge.models.pool_settings import check_places
 
-    check_places({"model": target}, root)
+    with one_model("model"):
+        check_places({"model": target}, root)
 
 
 def _root(config: Config, overrides: Sequence[str]) -> str | None:
@@ -294,7 +295,7 @@ def _with_references(pool: Pool, fitness: Fitness, config: Config, *, trust: boo
 
 def _recipe(target: str, config: Config, overrides: Sequence[str], *, trust: bool) -> tuple[Recipe, Pool]:
     """The recipe and the pool of what is to be scored: a model is the recipe that takes it whole."""
-    from evomerge.cli.sources import open_recipe
+    from evomerge.cli.sources import one_model, open_recipe
     from evomerge.models.opening import open_pool
 
     given = {override.lstrip("+").partition("=")[0] for override in overrides}
@@ -314,5 +315,6 @@ def _recipe(target: str, config: Config, overrides: Sequence[str], *, trust: boo
         return with_dtype(recipe, chosen), replace(pool, info=replace(pool.info, dtype=chosen))
     if (headed := open_heads(target, dtype, trust=trusted)) is not None:
         return headed
-    pool = open_pool({"model": target}, root=root, dtype=dtype, trust_remote_code=trusted)
+    with one_model("model"):
+        pool = open_pool({"model": target}, root=root, dtype=dtype, trust_remote_code=trusted)
     return pool.info.linear({"model": 1.0}), pool

@@ -51,9 +51,12 @@ def run(arguments: Sequence[str]) -> int:
         text = journal_of(Path(options.recipe))
     elif options.format == "mergekit":
         from evomerge.mergekit.writer import to_mergekit
+        from evomerge.session.batch_norms import NOTE, mixes_batch_norms
 
         recipe, pool = open_recipe(options.recipe, trust=options.trust)
         text = to_mergekit(recipe, pool.layout)
+        if mixes_batch_norms(recipe, pool):
+            print(f"warning: by mergekit, {NOTE}; `evomerge merge RUN OUT` computes them", file=sys.stderr)
         if any(ref.adapter is not None for _, ref in recipe.models):
             print("note: mergekit folds LoRA adapters only when it is given --lora-merge-cache FOLDER", file=sys.stderr)
     elif options.format == "svg":

@@ -6,10 +6,13 @@ import errno
 import importlib
 import io
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import FrameType
 from typing import Any
 
 from evomerge.cli.misplaced import misplaced
@@ -38,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _complete_streams()
     shown = warnings.showwarning
     warnings.showwarning = partial(_show_warning, shown)
+    asked_to_end = _heed_sigterm()
     try:
         _require_folder()
         status = _run(arguments)
@@ -80,6 +84,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     finally:
         warnings.showwarning = shown
+        if asked_to_end:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _heed_sigterm() -> bool:
+    """Let SIGTERM end the program as SIGINT does: folders that are half written go. Whether it is done here."""
+    own = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+    def end(number: int, frame: FrameType | None) -> None:
+        from evomerge.session.signals import Terminated
+
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # asked again, it does not wait
+        raise Terminated("SIGTERM")
+
+    if own:
+        signal.signal(signal.SIGTERM, end)
+    return own
 
 
 def _drop_output() -> None:

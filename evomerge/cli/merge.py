@@ -18,7 +18,7 @@ from evomerge.cli.merge_switched import (
 from evomerge.cli.options import add_import_option, add_preference_option, add_trust_option, chosen
 from evomerge.cli.verbs import verb_parser
 from evomerge.errors import ConfigError
-from evomerge.recipes.switches import tasks_of, with_dtype
+from evomerge.recipes.switches import task_recipe, tasks_of, with_dtype
 from evomerge.utils.imports import import_modules, without_collector
 from evomerge.utils.sizes import byte_count
 
@@ -122,7 +122,7 @@ def run(arguments: Sequence[str]) -> int:
         _write_adapter(recipe, pool, options, bound, scores)
         return 0
     if options.all_tasks:
-        write_all(recipe, pool, options, shard, scores, _batch_norms(recipe, pool, options) if recipe.heads else {})
+        write_all(recipe, pool, options, shard, scores, _head_batch_norms(recipe, pool, options))
         return 0
     given = _batch_norms(recipe, pool, options)
     with merge_progress() as progress:
@@ -172,6 +172,19 @@ def _batch_norms(recipe: Recipe, pool: Pool, options: argparse.Namespace) -> dic
         return batch_norms_of_run(RunFolder.open(folder), recipe, pool, trust=options.trust)
     errors.print(f"warning: {NOTE}; merge the run, not a copy of its recipe", style="yellow")
     return {}
+
+
+def _head_batch_norms(recipe: Recipe, pool: Pool, options: argparse.Namespace) -> dict[str, dict[str, torch.Tensor]]:
+    """`_batch_norms` for each task with a head of its own: computed once, unless heads have batch norms too."""
+    from evomerge.cli.sources import run_folder
+    from evomerge.evaluation.batch_norms import heads_have_batch_norms
+
+    if recipe.heads is None:
+        return {}
+    if heads_have_batch_norms(pool) and run_folder(options.recipe) is not None:
+        return {task: _batch_norms(task_recipe(recipe, task), pool, options) for task in recipe.heads.tasks}
+    found = _batch_norms(recipe, pool, options)
+    return dict.fromkeys(recipe.heads.tasks, found)
 
 
 def _write_adapter(

@@ -91,9 +91,9 @@ def write_all(
     options: argparse.Namespace,
     shard: int,
     scores: Sequence[ScoreRow],
-    given: Mapping[str, torch.Tensor],
+    given: Mapping[str, Mapping[str, torch.Tensor]],
 ) -> None:
-    """Write the shared model with all tasks' parts, and say how large they are; `given` as of `write_model`."""
+    """Write the shared model with all tasks' parts, and say how large they are; `given` as of `write_all_heads`."""
     from evomerge.cli.console import merge_progress
     from evomerge.export.heads_writer import write_all_heads
     from evomerge.export.switch_writer import write_all_tasks

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evomerge.errors import RecipeError
+from evomerge.errors import PoolError, RecipeError
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import load_recipe
 from evomerge.run.inside import LEDGER, instead_of_part
@@ -159,3 +161,12 @@ def hint(file: Path, *, beside: bool = False) -> str:
     close = difflib.get_close_matches(file.name, alike, n=1, cutoff=0.5)
     meant = f"did you mean {alike[close[0]]!r}? " if close else ""
     return f"{meant}runs here: {', '.join(names[-5:])}"
+
+
+@contextmanager
+def one_model(name: str) -> Iterator[None]:
+    """Leave the name out of errors with a pool's only model, which nobody has given it."""
+    try:
+        yield
+    except PoolError as error:
+        raise PoolError(error.given.removeprefix(f"model {name!r}: "), error.allowed, error.do) from error

@@ -273,7 +273,8 @@ def _set_beside(key: str, overrides: Sequence[str]) -> tuple[str, ...]:
 
 def _groups_alone(key: str, overrides: Sequence[str]) -> DictConfig | None:
     """The composition without the overrides that set single keys, or `key`; ``None`` where there is none."""
-    groups = [o for o in overrides if "." not in o.split("=")[0] and o.split("=")[0].lstrip("+~") != key]
+    names = ((o, o.split("=")[0]) for o in overrides)  # group@place.in.the.tree has dots as well
+    groups = [o for o, name in names if ("." not in name or "@" in name) and name.lstrip("+~") != key]
     groups = [o for o in groups if not o.startswith("-")]
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):

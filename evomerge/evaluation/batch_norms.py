@@ -19,8 +19,13 @@ _VARIANCE = ".running_var"
 
 
 def has_batch_norms(pool: Pool) -> bool:
-    """Whether the pool's models have batch norms with statistics."""
-    return any(place.endswith(_VARIANCE) for place in pool.layout.parameters.values())
+    """Whether the pool's models have batch norms with statistics, in what is merged or in heads of their own."""
+    return heads_have_batch_norms(pool) or any(place.endswith(_VARIANCE) for place in pool.layout.parameters.values())
+
+
+def heads_have_batch_norms(pool: Pool) -> bool:
+    """Whether heads of their own have batch norms, so that statistics differ from head to head."""
+    return pool.heads is not None and any(place.endswith(_VARIANCE) for place in pool.heads.heads.tensors)
 
 
 def computes_batch_norms(pool: Pool, fitness: Any) -> bool:
@@ -63,7 +68,9 @@ class BatchNorms:
         if not self.computed or is_source(plan, self._pool):
             return
         keys = [entry.key for entry in plan.slices]
-        if self._known[0] != keys:  # they are equal for all heads on one encoder
+        if plan.head is not None and heads_have_batch_norms(self._pool):
+            keys.append(plan.head)  # else they are equal for all heads on one encoder
+        if self._known[0] != keys:
             self._known = keys, self._fitness.batch_norms(model)
         self._stack.enter_context(with_buffers(model.module, self._known[1]))
 

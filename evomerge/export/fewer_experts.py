@@ -183,7 +183,8 @@ def equal_once(
         out, files_alongside(pool.folder(_MODEL)), max_shard_bytes, {"method": "equal", "router": router}
     )
     seen = {layer: tuple(int(count) for count in own) for layer, own in known.items()}
-    return FewerExperts(mixtures[0].count, (number,) * len(mixtures), groups, seen, sizes, sum(map(sum, seen.values())))
+    tokens = max(map(sum, seen.values())) // int(getattr(pool.config, CHOSEN, 1))  # each is counted with every choice
+    return FewerExperts(mixtures[0].count, (number,) * len(mixtures), groups, seen, sizes, tokens)
 
 
 def groups_of(seen: Mapping[int, Usage], number: float, method: str, scope: str, seed: int) -> dict[int, Groups]:

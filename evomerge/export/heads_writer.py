@@ -33,7 +33,7 @@ def write_all_heads(
     scores: Sequence[ScoreLine] = (),
     progress: Progress | None = None,
     device: str | torch.device = "cpu",
-    given: Mapping[str, torch.Tensor] | None = None,
+    given: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
 ) -> SwitchSizes:
     """Write a folder for each task, each a complete model that transformers loads.
 
@@ -48,7 +48,7 @@ def write_all_heads(
         scores: rows of the card's table, of each task with its own head.
         progress: told of the first model's bytes that are written.
         device: where slices are computed.
-        given: as of `write_model`, of the encoder.
+        given: by task as of `write_model`; of the encoder those of the first task count.
 
     Returns:
         Bytes of the ``shared`` encoder and of each task's head, by task, in ``parts``.
@@ -79,10 +79,10 @@ def write_all_heads(
                 progress=progress if name == first else None,
                 device=device,
                 head_apart=True,
-                given=given,
+                given=(given or {}).get(task),
                 encoder_in=None if name == first else folder / first,
             )
-            sizes[task] = sum(t.numel() for t in pool.read_head(task).values()) * _itemsize(recipe)
+            sizes[task] = sum(t.numel() * _itemsize(recipe, t) for t in pool.read_head(task).values())
         files = sum(file.stat().st_size for file in (folder / first).glob("*.safetensors"))
         encoder = files - sizes[next(iter(folders))]
         (folder / RECIPE_FILE).write_text(dump_recipe(recipe), encoding="utf-8")
@@ -90,8 +90,9 @@ def write_all_heads(
     return SwitchSizes(encoder, sizes)
 
 
-def _itemsize(recipe: Recipe) -> int:
-    return int(getattr(torch, recipe.dtype).itemsize)
+def _itemsize(recipe: Recipe, tensor: torch.Tensor) -> int:
+    """Of a head's tensor in the result, where integers stay as they are."""
+    return int(getattr(torch, recipe.dtype).itemsize if tensor.is_floating_point() else tensor.itemsize)
 
 
 def _card(name: str, folders: dict[str, str], scores: Sequence[ScoreLine]) -> str:

@@ -187,7 +187,7 @@ def _write_weights(
         if progress is not None:
             progress(done, total)
     for name, tensor in carried_tensors(plan, pool).items():
-        shards.write(name, tensor.to(shards.dtype_of(name)))
+        shards.write(name, given.get(name, tensor).to("cpu", shards.dtype_of(name)))
         done += tensor.numel() * shards.dtype_of(name).itemsize
         if progress is not None and not head_only:
             progress(done, total)

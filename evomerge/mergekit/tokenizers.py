@@ -102,12 +102,13 @@ def entry_content(
     elif means:
         why = f"the mean of the models' rows for token {means[0]!r}"
     elif lacking:
-        why = f"rows of model {lacking[0]!r}, not merged in the first or the last layer: it takes none of those"
+        why = f"a vocabulary with rows of model {lacking[0]!r}, which is not merged in the first or the last layer"
     elif spec.base != base:
         why = f"the rows of {spec.base!r}" if spec.base else f"rows of several models without the base {base!r}"
         why += " for tokens that some models lack, in this merge"
     if why:
-        do = "open the pool with pool.tokenizer=union, or a model" if spec.source == "aligned" else ""
+        do = "`evomerge merge RUN OUT` writes the model"
+        do = f"open the pool with pool.tokenizer=union, or a model; {do}" if spec.source == "aligned" else do
         raise RecipeError(f"mergekit cannot express {why}", "what its tokenizer key says", do)
     source = spec.source if spec.source == UNION else model(spec.source)
     if not spec.tokens and spec.multiple_of is None:

@@ -11,6 +11,7 @@ from evomerge.models import compatibility
 from evomerge.models.architecture.layout import Layout
 from evomerge.models.checkpoints.reader import Checkpoint
 from evomerge.models.keeping import compared_parts
+from evomerge.models.tokenizer_files import has_tokenizer
 from evomerge.models.vocabularies.comparing import vocabulary_problem
 from evomerge.models.vocabularies.vocabulary import Vocabulary
 from evomerge.recipes.kept import Kept
@@ -46,11 +47,15 @@ def comparison(
     sizes = getattr(own, "vocab_size", None), getattr(wanted, "vocab_size", None)
     tensors = list(compatibility.tensor_problems(name, checkpoints[name], stored[name], reference, layout))
     if sizes[0] != sizes[1] and vocabulary is None:
+        mute = [own for own in (name, reference) if not has_tokenizer(checkpoints[own].folder)]
+        do = "set pool.tokenizer=union, or a model, to bring them to one by their tokens"
+        if mute:
+            do = f"copy the tokenizer of {mute[0]!r} into {checkpoints[mute[0]].folder}; then {do}"
         problems.append(
             PoolError(
                 f"model {name!r} has a vocabulary of {sizes[0]}, {reference!r} of {sizes[1]}",
                 "all models of a pool share one vocabulary",
-                "set pool.tokenizer=union, or a model, to bring them to one by their tokens",
+                do,
             )
         )
         # Embeddings and head have another shape for that reason; saying so twice does not help.

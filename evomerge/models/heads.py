@@ -163,8 +163,10 @@ def stored_heads(
                 )
                 continue
             info, wanted = checkpoint.tensors[own], states[count].get(place)
-            if wanted is None or info.shape != tuple(wanted.shape) or not info.is_float:
-                shape = "none" if wanted is None else f"floats of {tuple(wanted.shape)}"
+            floats = wanted is None or wanted.is_floating_point()  # a count of batches, say, is carried as it is
+            if wanted is None or info.shape != tuple(wanted.shape) or info.is_float != floats:
+                kind = "floats" if floats else "integers"
+                shape = "none" if wanted is None else f"{kind} of {tuple(wanted.shape)}"
                 problems.append(
                     PoolError(
                         f"model {task!r}: tensor {own!r} is {info.dtype} of {info.shape}, config.json makes it {shape}",

@@ -21,6 +21,8 @@ from evomerge.utils.files import place_problem, read_bounded, write_text_atomic
 MAX_POOL = 64 * 2**20  # bytes
 NOT_MERGEKITS = "# mergekit cannot express this recipe"
 """What the file for mergekit begins with where there is none."""
+ANOTHER_BY_MERGEKIT = "# mergekit makes another model of this than the one that was scored"
+"""What it begins with where mergekit can merge it, and not give all that was scored."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,10 @@ class RunFolder:
         return self.path / "best" / "mergekit.yaml"
 
     def fits_mergekit(self) -> bool:
-        """Whether mergekit can express the best recipe: the file that it could not read begins with `NOT_MERGEKITS`."""
+        """Whether mergekit makes the best recipe's model: else its file begins with a line that says so."""
         try:
-            return not read_bounded(self.best_mergekit, MAX_POOL).startswith(NOT_MERGEKITS.encode())
+            lines = NOT_MERGEKITS.encode(), ANOTHER_BY_MERGEKIT.encode()
+            return not read_bounded(self.best_mergekit, MAX_POOL).startswith(lines)
         except OSError:
             return True  # not known: whoever exports it is told
 

@@ -85,12 +85,25 @@ def giving_batch_norms(config: Config, pool: Pool) -> dict[Split, Fitness]:
     return {"search": fitness}
 
 
+def mixes_batch_norms(recipe: Recipe, pool: Pool) -> bool:
+    """Whether whoever merges a recipe tensor by tensor, mergekit say, mixes the statistics of batch norms."""
+    return has_batch_norms(pool) and not is_source(make_plan(recipe, pool), pool)
+
+
 def give_batch_norms(model: Any, tensors: Mapping[str, torch.Tensor], pool: Pool) -> None:
     """Write statistics into a model, given by the names of a checkpoint's tensors."""
     if tensors:
-        model.load_state_dict({pool.layout.parameters[name]: own for name, own in tensors.items()}, strict=False)
+        places = _places(pool)
+        model.load_state_dict({places[name]: own for name, own in tensors.items()}, strict=False)
 
 
 def by_tensor(buffers: Mapping[str, torch.Tensor], pool: Pool) -> dict[str, torch.Tensor]:
-    """Tensors by their names in a checkpoint, given by those of a module's buffers."""
-    return {name: buffers[place] for name, place in pool.layout.parameters.items() if place in buffers}
+    """Tensors by their names in a checkpoint, given by those of a module's buffers; a head's of its own too."""
+    places = _places(pool)
+    return {name: buffers[place] for name, place in places.items() if place in buffers}
+
+
+def _places(pool: Pool) -> dict[str, str]:
+    """By names of a checkpoint's tensors those of the module's."""
+    heads = {} if pool.heads is None else {name: place for place, name in pool.heads.names.items()}
+    return {**pool.layout.parameters, **heads}

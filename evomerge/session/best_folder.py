@@ -13,7 +13,7 @@ from evomerge.candidate import Candidate
 from evomerge.errors import EvomergeError
 from evomerge.genomes.arrays import ArrayGenome, numbers
 from evomerge.recipes.yaml_reader import dump_recipe
-from evomerge.run.folder import NOT_MERGEKITS, RunFolder
+from evomerge.run.folder import ANOTHER_BY_MERGEKIT, NOT_MERGEKITS, RunFolder
 from evomerge.search.incumbent import Incumbent
 from evomerge.utils.files import write_bytes_atomic, write_text_atomic
 
@@ -65,9 +65,12 @@ class BestFolder:
         write_text_atomic(self._folder.best_recipe, dump_recipe(best.recipe))
         assert self._pool is not None
         from evomerge.mergekit.writer import to_mergekit
+        from evomerge.session.batch_norms import NOTE, mixes_batch_norms
 
         try:
             text = to_mergekit(best.recipe, self._pool.layout)
+            if mixes_batch_norms(best.recipe, self._pool):
+                text = f"{ANOTHER_BY_MERGEKIT}: {NOTE}\n{text}"
         except EvomergeError as error:  # mergekit cannot express it: the recipe is the result, say why beside it
             text = f"{NOT_MERGEKITS}: {error}\n"
         write_text_atomic(self._folder.best_mergekit, text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -80,6 +80,7 @@ def warn_settings(config: Config, parts: Parts, memory: MemoryEstimate | None = 
         caution = memory_caution(memory)
         if caution:
             _warn(caution, _BOLD)
+    _warn_of_forwards(config, parts)
     _warn_of_genes(config, parts)
     _warn_of_refining(config, parts)
     slots, ordered = parts.evaluator.slots, config.search.ordered
@@ -100,6 +101,27 @@ def warn_settings(config: Config, parts: Parts, memory: MemoryEstimate | None = 
             "there is no held-out fitness: the best score will be that of the items it was "
             "chosen on; set one with fitness@held_out=lm_eval held_out.tasks=[...]"
         )
+
+
+def _warn_of_forwards(config: Config, parts: Parts) -> None:
+    """Ways of running tasks that were asked for and are for decoders."""
+    if parts.pool is None or not parts.pool.layout.encoder:
+        return
+    for place in ("fitness", "cheap", "validation", "held_out"):
+        for key, node in _nodes(to_builtin(getattr(config, place)), place):
+            for name, mode in (("forwards", "shared"), ("generation", "continuous")):
+                if node.get(name) == mode:
+                    _warn(f"{key}.{name}={mode} is for decoders: the pool's encoder-decoders run in lm-eval's batches")
+
+
+def _nodes(node: object, key: str) -> Iterator[tuple[str, Mapping[str, object]]]:
+    """A fitness of the configuration, or those in its parts, with their keys."""
+    if not isinstance(node, Mapping):
+        return
+    yield key, node
+    within = node.get("parts")
+    for name, part in within.items() if isinstance(within, Mapping) else ():
+        yield from _nodes(part, f"{key}.parts.{name}")
 
 
 def warn_of_places(evaluator: Evaluator) -> None:

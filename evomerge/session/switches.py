@@ -74,6 +74,12 @@ def check_fitness_switches(fitness: Any, key: str, tasks: Sequence[str], *, has_
             raise ConfigError(
                 f"{where}.{own} is {source!r}, and the models have no {what}", f"a model with a {what}", do
             )
+        if source is None and tasks and has_head and own == "switch":
+            raise ConfigError(
+                f"{where} ({label}) is for models that write texts, and these carry heads of {', '.join(tasks)}",
+                "fitness=classification, images or segmentation for classifiers, whose heads write no texts",
+                f"leave {label} out; of language models whose heads are carried, write {example}",
+            )
         if source is None and tasks:
             raise ConfigError(
                 f"{where} ({label}) has no {own}",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import FitnessError, nearest, reason_of
-from fitness._classification.terms import CORRELATIONS, SplitTerm, TaskTerm
+from fitness._classification.terms import CORRELATIONS, MATTHEWS, SplitTerm, TaskTerm
 from fitness._documents import Document, asked_hash, content_hash
 from fitness._text_files import check_text_file, read_lines
 
@@ -65,8 +65,10 @@ def read_table(term: TaskTerm, split: SplitTerm) -> Table:
     if not texts:
         what = f"no items in part {split.part}" if split.part else "no items"
         raise FitnessError(f"{key}: {term.file} has {what}", "at least one", "see split and part" if split.part else "")
-    if any(metric.name in CORRELATIONS for metric in term.metrics):
-        require_several(labels, f"{key}: {term.file}")
+    if any(metric.name in (*CORRELATIONS, MATTHEWS) for metric in term.metrics):
+        translated = dict(term.labels)
+        seen_by_head = labels if term.is_numeric else [translated.get(str(own), str(own)) for own in labels]
+        require_several(seen_by_head, f"{key}: {term.file}")
     return Table(tuple(texts), tuple(pairs) if term.pair else None, tuple(labels), tuple(documents))
 
 
@@ -162,16 +164,17 @@ def number_of(value: Any, where: str, name: str) -> float:
     return number
 
 
-def require_several(labels: Sequence[float], where: str) -> None:
-    """Raise `FitnessError` where all labels are one number, of which no correlation is defined: all models would tie.
+def require_several(labels: Sequence[float] | Sequence[str], where: str) -> None:
+    """Raise `FitnessError` where all labels are one, of which no correlation is defined: all models would tie.
 
     Args:
-        labels: of a task's items.
+        labels: of a task's items, numbers or classes.
         where: the key and the file, for the message.
     """
     if len(set(labels)) < 2:
+        shown = repr(labels[0]) if isinstance(labels[0], str) else f"{labels[0]:g}"
         raise FitnessError(
-            f"{where} has {labels[0]:g} for a label in every row that counts",
+            f"{where} has {shown} for a label in every row that counts",
             "two different ones or more: nothing correlates with a constant",
             "check the column, and limit and part",
         )

@@ -12,6 +12,8 @@ from fitness._unlabelled.values import finite, require_keys, whole
 
 CLASS_METRICS = ("accuracy", "f1", "matthews", "loss")
 CORRELATIONS = ("pearson", "spearman")
+MATTHEWS = "matthews"
+"""A correlation too, of classes."""
 NUMBER_METRICS = (*CORRELATIONS, "squared_error")
 METRICS = (*CLASS_METRICS, *NUMBER_METRICS)
 LOWER = ("loss", "squared_error")
@@ -203,6 +205,7 @@ def _task(given: Any, key: str, per_class: bool) -> TaskTerm:
         per_class = parse_per_class(given["per_class"], f"{key}.per_class")
         if per_class and metrics[0].name in NUMBER_METRICS:
             raise ConfigError(f"{key}.per_class is true, and its metrics are of numbers", "tasks of classes", "drop it")
+    require_apart({own: str(texts[own] or "") for own in ("text", "pair", "label")}, key)
     return TaskTerm(
         name,
         str(texts["file"]),
@@ -220,6 +223,21 @@ def _task(given: Any, key: str, per_class: bool) -> TaskTerm:
 
 
 _TEXTS = {"task": "", "file": "", "head": None, "text": "text", "pair": None, "label": "label"}
+
+
+def require_apart(columns: Mapping[str, str], key: str) -> None:
+    """Raise `ConfigError` where two keys of a task name one column: a model would read what it is to find out.
+
+    Args:
+        columns: by the task's keys; empty for none.
+        key: of the task, for messages.
+    """
+    taken = dict[str, str]()
+    for name, column in columns.items():
+        if column and column in taken:
+            what = f"{key}.{name} is {column!r}, which is the column of {taken[column]}"
+            raise ConfigError(what, f"another column for each of {', '.join(columns)}")
+        taken[column] = name
 
 
 def parse_metrics(given: Any, key: str, known: Sequence[str]) -> tuple[MetricTerm, ...]:
@@ -251,12 +269,11 @@ def weighted_metrics(given: Any, key: str, known: Sequence[str], example: str = 
     """
     if isinstance(given, str):
         given = {given: 1.0}
-    elif isinstance(given, Sequence):
+    elif isinstance(given, Sequence) and given:
         given = dict.fromkeys(map(str, given), 1.0)
     if not isinstance(given, Mapping) or not given:
-        raise ConfigError(
-            f"{key} is {str(given)[:80]!r}", f"names of metrics, with weights: {example or ', '.join(known)}"
-        )
+        allowed = f"names of metrics, with weights: {example or ', '.join(known)}"
+        raise ConfigError(f"{key} is {str(given)[:80]}", allowed)
     found = []
     for name, weight in given.items():
         if known and name not in known:

@@ -15,7 +15,7 @@ from evomerge.utils.memory import MemoryPart
 from evomerge.utils.sizes import byte_count, size_text
 from fitness._classification.terms import CountedTerm, objective_weights, parse_split, shares_of
 from fitness._documents import Document
-from fitness._images.decoding import require_pillow
+from fitness._images.decoding import require_pillow, require_whole
 from fitness._images.sources import ImageItem, read_folder
 from fitness._images.terms import parse_batch_norm
 from fitness._lm_eval.terms import plain
@@ -198,6 +198,8 @@ class HeadedImages(ABC):
             found = {term.name: self._find(term, f"tasks[{place}]") for place, term in enumerate(self._terms)}
             if self._batch_norm is not None and self._batch_norm.folder:
                 self._others = read_folder(self._batch_norm.folder, "batch_norm.folder")
+                for item in self._others:
+                    require_whole(item.read(), item.where)
             self._sources = found
         return self._sources
 

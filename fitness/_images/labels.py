@@ -86,7 +86,8 @@ def class_numbers(term: ImageTerm, key: str, classes: Sequence[str], id2label: M
     for own, number in found.items():
         if number in by_number:
             given = f"{key}: classes {by_number[number]!r} and {own!r} are both {names[number]!r} to the model"
-            raise FitnessError(given, "a class of the model for each", f"see {key}.labels")
+            do = f"see {key}.labels; a table with a column of the model's classes joins several"
+            raise FitnessError(given, "a class of the model for each", do)
         by_number[number] = own
     return found
 

@@ -52,14 +52,22 @@ def load_processor(folder: str) -> Any:
         logging.set_verbosity(level)
 
 
-def check_processor(folder: str) -> None:
-    """Raise `FitnessError` where a folder has no image processor."""
-    if not any(Path(folder, name).is_file() for name in FILES):
-        raise FitnessError(
-            f"{folder} has no image processor",
-            FILES[0],
-            "copy it from where the model is from, or set fitness.processor",
-        )
+def check_processor(folder: str, *, given: bool = False) -> None:
+    """Raise `FitnessError` where a folder has no image processor.
+
+    Args:
+        folder: the model's, or another.
+        given: whether it is one that the configuration names.
+    """
+    if any(Path(folder, name).is_file() for name in FILES):
+        return
+    if given:
+        what = "has no image processor" if Path(folder).is_dir() else "is no folder"
+        do = "name another folder, or leave it out for the processor of the pool's base"
+        raise FitnessError(f"processor names {folder!r}, which {what}", f"a folder with {FILES[0]}", do)
+    raise FitnessError(
+        f"{folder} has no image processor", FILES[0], "copy it from where the model is from, or set fitness.processor"
+    )
 
 
 def settings_of(processor: Any) -> str:

@@ -15,9 +15,9 @@ import numpy as np
 
 from evomerge.errors import FitnessError, nearest
 from fitness._classification.tables import in_part
-from fitness._classification.terms import SplitTerm
+from fitness._classification.terms import MATTHEWS, SplitTerm
 from fitness._documents import Document
-from fitness._images.decoding import opened
+from fitness._images.decoding import require_whole
 from fitness._images.terms import ImageTerm
 from fitness._text_files import read_lines
 
@@ -87,9 +87,12 @@ def read_source(term: ImageTerm, key: str, split: SplitTerm, seed: int) -> Image
     key = f"{key}.images"
     found = _entries(term, key)
     classes = tuple(sorted({item.label for item in found}, key=_number_first))
-    hashes = [_hash_of(item) for item in found]
+    hashes = [hash_of(item) for item in found]
     places = chosen_places(hashes, [item.label for item in found], term, key, split, seed)
     found, hashes = [found[i] for i in places], [hashes[i] for i in places]
+    if any(metric.name == MATTHEWS for metric in term.metrics) and len({item.label for item in found}) < 2:
+        what = f"{key}: all of the images of {term.images} that count are of class {found[0].label!r}"
+        raise FitnessError(what, "two classes or more: Matthews' coefficient is 0 of one", "see limit and part")
     pairs = zip(found, hashes, strict=True)
     documents = tuple(
         Document(hashlib.sha256(f"{text} {item.label}".encode()).hexdigest(), text) for item, text in pairs
@@ -133,10 +136,14 @@ def chosen_places(
     return [chosen[i] for i in evenly([labels[place] for place in chosen], term.limit, seed)]
 
 
-def _hash_of(item: ImageItem) -> str:
-    """A hash of an image's bytes, which are looked at on this occasion."""
+def hash_of(item: ImageItem) -> str:
+    """A hash of an image's bytes, which are looked at on this occasion.
+
+    Raises:
+        FitnessError: it is no image, or its file breaks off.
+    """
     data = item.read()
-    opened(data, item.where).close()
+    require_whole(data, item.where)
     return hashlib.sha256(data).hexdigest()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from evomerge.errors import ConfigError, nearest
 from evomerge.models.sentence_encoder import LATE_SIMILARITIES, POOLING, SIMILARITIES, TOKENS
-from fitness._classification.terms import MetricTerm, listed_tasks, weighted_metrics
+from fitness._classification.terms import MetricTerm, listed_tasks, require_apart, weighted_metrics
 from fitness._unlabelled.values import finite, require_keys, whole
 
 RANKED = {"ndcg": 10, "mrr": 10, "recall": 100, "hit": 1}
@@ -113,6 +113,9 @@ def _task(given: Any, key: str) -> RetrievalTerm:
     objective = given.get("objective", "score")
     if not isinstance(objective, str) or not objective.isidentifier():
         raise ConfigError(f"{key}.objective is {objective!r}", "a name of letters, digits and _")
+    if is_pairs:
+        columns = {"one": "sentence1", "two": "sentence2", "label": "score"}
+        require_apart({own: _text(given, own, key, default) for own, default in columns.items()}, key)
     return RetrievalTerm(
         name,
         files["corpus"],

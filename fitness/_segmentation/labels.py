@@ -50,11 +50,11 @@ def read_classes(
             image processors with ``do_reduce_labels`` have it; `labels` go before.
 
     Raises:
-        FitnessError: a number that is no class of the model, a class that no mask has, an image of which no pixel
-            counts.
+        FitnessError: a number that is no class of the model, a class that no mask has, numbers that are ignored and
+            leave no two classes, an image of which no pixel counts.
     """
     names = {int(number): str(name) for number, name in id2label.items()}
-    found = sorted({number for item in source.items for number in np.unique(item.mask).tolist()})
+    found = sorted(source.numbers)
     shift = 1 if reduced and not term.labels else 0
     table = np.full(max(found) + 1, NOT_COUNTED, dtype=np.int64)
     for number in term.labels:
@@ -73,6 +73,13 @@ def read_classes(
             do = f"set {key}.labels={{{number}: NAME OR NUMBER}}, or {key}.ignore=[{number}]"
             raise FitnessError(given, allowed, do)
         table[number] = own
+    left, lost = set(table.tolist()) - {NOT_COUNTED}, [number for number in found if number in term.ignored]
+    if lost and len(left) < 2:
+        only = f"but {names[left.pop()]!r}" if left else "at all"
+        do = f"set {key}.labels={{{lost[-1]}: NAME OR NUMBER}} where it is a class, and no ignore"
+        raise FitnessError(
+            f"{key}: without {lost[-1]}, which is ignored, no mask has a class {only}", "two or more", do
+        )
     for item in source.items:
         if (table[item.mask] == NOT_COUNTED).all():
             raise FitnessError(f"{key}: of {item.image.where} no pixel counts", f"classes other than {term.ignored}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fitness._classification.tables import cell_of, read_rows
 from fitness._classification.terms import SplitTerm
 from fitness._documents import Document
 from fitness._images.pixels import mask_of, size_of
-from fitness._images.sources import SUFFIXES, ImageItem, check_images, chosen_places, image_of, is_image
+from fitness._images.sources import SUFFIXES, ImageItem, check_images, chosen_places, hash_of, image_of, is_image
 from fitness._segmentation.prompts import Prompts, prompts_of
 from fitness._segmentation.terms import SegmentationTerm
 
@@ -58,6 +59,11 @@ class MaskedSource:
         """Of memory that masks take."""
         return sum(item.mask.nbytes for item in self.items)
 
+    @cached_property
+    def numbers(self) -> frozenset[int]:
+        """That masks have."""
+        return frozenset(int(number) for item in self.items for number in np.unique(item.mask))
+
 
 def check_place(term: SegmentationTerm, key: str) -> None:
     """Raise `FitnessError` for a folder or table that is not there, or a folder without ``images`` and ``masks``."""
@@ -94,7 +100,7 @@ def read_source(term: SegmentationTerm, key: str, split: SplitTerm, seed: int) -
     check_place(term, key)
     path = Path(term.images).expanduser()
     rows = list(_of_folder(path, key) if path.is_dir() else _of_table(path, term, key))
-    hashes = [hashlib.sha256(image.read()).hexdigest() for image, _, _ in rows]
+    hashes = [hash_of(image) for image, _, _ in rows]
     chosen = chosen_places(hashes, [""] * len(rows), term, key, split, seed)
     items, documents = list[MaskedItem](), list[Document]()
     for place in chosen:

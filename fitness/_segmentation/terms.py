@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from evomerge.errors import ConfigError, nearest
-from fitness._classification.terms import MetricTerm, listed_tasks, weighted_metrics
+from fitness._classification.terms import MetricTerm, listed_tasks, require_apart, weighted_metrics
 from fitness._images.terms import OBJECTIVE, OF_ALL, parse_common
 from fitness._unlabelled.values import whole
 
@@ -108,6 +108,7 @@ def _task(given: Any, key: str, common: tuple[MetricTerm, ...]) -> SegmentationT
     if labels and prompt:
         raise ConfigError(f"{key} has labels and prompt", "labels for models with classes, prompt for others")
     metrics = given.get("metrics")
+    require_apart({own: texts[own] for own in ("image", "mask", "prompts")}, key)
     return SegmentationTerm(
         name,
         images,

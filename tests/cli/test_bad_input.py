@@ -1,12 +1,18 @@
 """Bad input: one clear line and exit status 2, before any model is loaded."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import evomerge.cli.main as program
 from evomerge.cli.main import main
+from evomerge.demo.building import built
+from evomerge.export.output import new_folder
 
 
 @pytest.fixture
@@ -228,3 +234,36 @@ def test_a_recipe_whose_weights_cannot_be_normalised(
     assert "embed" in text
     assert "sum" in text
     assert not (tmp_path / "out").exists()
+
+
+def test_a_slip_below_a_group_is_told_by_the_keys_of_that_group(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["fitness=several", "+fitness@fitness.parts.kind=classification", "fitness.parts.kind.tsks=3"]
+    assert main(["validate", *words]) == 2
+    assert "no key 'fitness.parts.kind.tsks'; did you mean 'fitness.parts.kind.tasks'?" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there_has_no_name_of_a_pool(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "nowhere/at/all", "fitness.tasks=[gsm8k]"]) == 2
+    said = capsys.readouterr().err
+    assert "no folder nowhere/at/all" in said
+    assert "'model'" not in said
+
+
+def test_sigterm_leaves_no_folder_half_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The demo's, and a model's that is written."""
+    before = signal.getsignal(signal.SIGTERM)
+    for building in (built, new_folder):
+
+        def run(_: object, building: Any = building) -> int:
+            with building(tmp_path / "pool") as folder:
+                (folder / "half").touch()
+                os.kill(os.getpid(), signal.SIGTERM)
+            return 0
+
+        monkeypatch.setattr(program, "_run", run)
+        assert main(["demo"]) == 143
+        assert list(tmp_path.iterdir()) == []
+        assert signal.getsignal(signal.SIGTERM) is before
+        assert "evomerge: interrupted" in capsys.readouterr().err

@@ -120,11 +120,11 @@ def test_work_is_that_of_the_items(quick_search: list[str], quick_pool: Path) ->
     assert own.batch == 64
     assert own.forwards == -(-items // 64)
     assert own.evaluations == 12
-    assert own.others == 4 + 5  # three models and their average, twice; and the winner
+    assert (own.compared, own.held_out) == (4, 5)  # three models and their average; then the winner too
     limited = found(quick_search, "fitness.limit=10", "search.baselines=false", "held_out=null")
     assert limited.work == {"documents": 30, "texts": 30, "written": 0}
     assert limited.forwards == 1
-    assert limited.others == 0
+    assert (limited.compared, limited.finalists, limited.held_out) == (0, 0, 0)
 
 
 def test_generated_tokens_and_choices_are_counted(quick_search: list[str], quick_pool: Path) -> None:
@@ -142,7 +142,8 @@ def test_the_rows_say_it(quick_search: list[str], capsys: pytest.CaptureFixture[
     assert main(["validate", *quick_search, "evaluator.device=cpu", "fitness.limit=10"]) == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "30 items, 30 texts read: up to 1 forwards of 64" in text
-    assert "12 times that, 12 forwards, by 1 worker; and once for each of 9 models to compare with" in text
+    assert "12 times that, 12 forwards, by 1 worker; and once for each of 4 models to compare with; " in text
+    assert "; 5 models on held-out items" in text
     assert "weights, and slices being replaced" in text
     assert "on a machine with 1 worker" in text
     own = found(quick_search)

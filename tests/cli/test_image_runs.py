@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,11 @@ from tiny_images import save_classifier, save_images
 from transformers import AutoModelForImageClassification
 
 import evomerge
+from evomerge.candidate import Candidate
 from evomerge.cli.main import main
+from evomerge.models.opening import open_pool
+from evomerge.run.folder import RunFolder
+from evomerge.session.best_folder import BestFolder
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +130,26 @@ def test_heads_of_their_own_on_one_encoder_with_batch_norms(tmp_path: Path, caps
         found = scores_of(tmp_path / "all" / name, capsys, *own)
         assert found == pytest.approx({key: value for key, value in wanted.items() if key in found}, rel=1e-5)
         assert f"{name}/loss" in found
+
+
+def test_mergekits_file_is_no_advice_where_statistics_are_computed(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(run), "--format", "mergekit"]) == 0
+    said = capsys.readouterr()
+    assert "models:" in said.out or "slices:" in said.out
+    assert "warning: by mergekit, batch-norm statistics are merged as weights are" in said.err
+    assert "`evomerge merge RUN OUT` computes them" in said.err
+    assert not RunFolder(run).fits_mergekit()
+    lines = RunFolder(run).best_mergekit.read_text().splitlines()
+    assert lines[0].startswith("# mergekit makes another model of this than the one that was scored: batch-norm")
+    assert lines[1:] == said.out.splitlines()
+
+
+def test_mergekits_file_is_advice_for_a_source_as_it_is(run: Path, tmp_path: Path) -> None:
+    pool = open_pool({name: str(run.parent / name) for name in ("base", "one", "two")}, base="base")
+    folder = RunFolder(tmp_path)
+    for weights, whole in (({"one": 1.0}, True), ({"one": 0.5, "two": 0.5}, False)):
+        incumbent = SimpleNamespace(best=Candidate(len(weights), pool.info.linear(weights)), objectives=("score",))
+        BestFolder(folder, pool)(incumbent)  # type: ignore[arg-type]
+        assert folder.fits_mergekit() is whole

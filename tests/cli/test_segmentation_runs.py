@@ -54,6 +54,32 @@ def test_the_export_is_what_was_scored(tmp_path: Path, capsys: pytest.CaptureFix
     assert "AutoModelForSemanticSegmentation" in card
 
 
+def test_heads_of_their_own_keep_their_counts_and_have_statistics_of_the_merged_encoder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, name in enumerate(("base", "one", "two")):
+        save_segmenter(tmp_path / name, seed)
+    data = save_masked(tmp_path / "data", each=8)
+    task = f"images: {data}, metrics: {{dice: 1.0, loss: 0.1}}"
+    tasks = f"{{task: a, head: one, {task}}}, {{task: b, head: two, {task}}}"
+    run = search(tmp_path, tasks, "pool.heads=decode_head*")
+    wanted = scores_of(run, capsys)
+    assert main(["merge", str(run), str(tmp_path / "all"), "--all-tasks"]) == 0
+    assert main(["merge", str(run), str(tmp_path / "alone"), "--task", "two"]) == 0
+    own = ["fitness=segmentation", "fitness.part=search", "fitness.split={held_out: 0.4}"]
+    found = {}
+    for place, name, folder in (("a", "one", "all/one"), ("b", "two", "all/two"), ("b", "two", "alone")):
+        found = scores_of(tmp_path / folder, capsys, *own, f"fitness.tasks=[{{task: {place}, {task}}}]")
+        mine = {key: value for key, value in wanted.items() if key.startswith(f"{place}/")}
+        assert found == pytest.approx(mine, rel=1e-5)
+        saved, source = (
+            AutoModelForSemanticSegmentation.from_pretrained(tmp_path / whose).state_dict() for whose in (folder, name)
+        )
+        assert torch.equal(saved["decode_head.classifier.weight"], source["decode_head.classifier.weight"])
+        assert torch.equal(saved[count := "decode_head.batch_norm.num_batches_tracked"], source[count])
+        assert not torch.allclose(saved[mean := "decode_head.batch_norm.running_mean"], source[mean])
+
+
 @pytest.mark.slow
 def test_of_sams_the_image_encoders_are_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed, name in enumerate(("base", "one", "two")):

@@ -113,3 +113,18 @@ def test_the_export_has_the_scores_of_the_search(
     for metric in ("pick/acc", "pick/brier_score", "write/exact_match"):
         task, _, name = metric.partition("/")
         assert found["metrics"][metric] == stock["results"][task][f"{name},none"]
+
+
+def test_what_is_for_decoders_is_said_of_encoder_decoders(
+    tiny_model: TinyModel, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models, _ = encoder_decoders(tiny_model, tmp_path)
+    pool = ", ".join(f"{name}: {folder}" for name, folder in models.items() if name != "b")
+    words = [f"pool.models={{{pool}}}", "pool.base=base", "search_space=task_arithmetic", "evaluator.device=cpu"]
+    words += ["fitness.tasks=[pick]", f"fitness.include_path={tasks}"]
+    for more, said in ((["fitness.forwards=shared", "fitness.generation=continuous"], True), ([], False)):
+        capsys.readouterr()
+        assert main(["validate", *words, *more]) == 0
+        err = " ".join(capsys.readouterr().err.split())
+        for way in ("forwards=shared", "generation=continuous"):
+            assert (f"fitness.{way} is for decoders: the pool's encoder-decoders run in lm-eval's" in err) is said

@@ -30,6 +30,8 @@ from evomerge.session.builders import check_fitnesses
 from evomerge.session.switches import check_switches
 from fitness._classification import metrics as m
 from fitness.classification import ClassificationFitness
+from fitness.lm_eval_tasks import LmEvalFitness
+from fitness.several import SeveralFitness
 
 COUNTS = {"mood": 18, "topic": 25}
 
@@ -344,6 +346,33 @@ def test_labels_that_are_all_alike_correlate_with_nothing(tmp_path: Path, metric
         return
     with pytest.raises(FitnessError, match=r"a.jsonl has 2.5 for a label in every row that counts; two different ones"):
         fitness.texts(9)
+
+
+def test_of_one_class_matthews_coefficient_is_0_whatever_a_model_does(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "a.jsonl", [{"text": f"w{n}", "label": "bad" if n else "poor"} for n in range(4)])
+    task = {"task": "mood", "file": file, "metrics": "matthews"}
+    assert len(ClassificationFitness([task]).texts(9)["mood"]) == 4
+    for more in ({"limit": 1}, {"labels": {"poor": "bad"}}):
+        with pytest.raises(
+            FitnessError, match=r"a.jsonl has '\w+' for a label in every row that counts; two different"
+        ):
+            ClassificationFitness([{**task, **more}]).texts(9)
+    assert len(ClassificationFitness([{**task, "limit": 1, "metrics": "f1"}]).texts(9)["mood"]) == 1
+
+
+@pytest.mark.parametrize("columns", [{"pair": "label"}, {"pair": "text"}, {"text": "kind", "label": "kind"}])
+def test_a_model_does_not_read_what_it_is_to_find_out(columns: dict[str, str]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"tasks\[0\]\.\w+ is '\w+', which is the column of (text|pair); another column"
+    ):
+        ClassificationFitness([{"task": "mood", "file": "a.jsonl", **columns}])
+
+
+def test_tasks_of_written_texts_are_not_for_heads_of_classifiers(folder: Path) -> None:
+    parts = {"mood": ClassificationFitness(tasks(folder)[:1]), "lm": LmEvalFitness(["gsm8k"])}
+    said = r"fitness.parts.lm.tasks\[0\] \(gsm8k\) is for models that write texts, .* mood; fitness=classification"
+    with pytest.raises(ConfigError, match=said):
+        check_switches(SeveralFitness(parts), None, (), heads=("mood",))
 
 
 def test_every_task_names_a_head_that_the_pool_has(folder: Path) -> None:

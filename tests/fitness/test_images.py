@@ -291,8 +291,8 @@ def _odd_sizes(folder: Path) -> None:
 def test_what_cannot_be_read_is_said(spoil: Callable[[Path], None], message: str, vits: Path, tmp_path: Path) -> None:
     shutil.copytree(vits, tmp_path, dirs_exist_ok=True)
     fitness = ImagesFitness([{"task": "x", "images": str(save_images(tmp_path / "x"))}])
-    spoil(tmp_path)
     fitness.check()
+    spoil(tmp_path)  # behind the back of what was checked
     with pytest.raises(FitnessError, match=message):
         fitness.prepare(loaded(tmp_path / "a"))
 
@@ -449,3 +449,47 @@ def test_vits_with_heads_of_their_own(tmp_path: Path) -> None:
     tasks[1]["head"] = "a"
     with pytest.raises(FitnessError, match="the head of a has no class 'ant'"):
         check_fitnesses(ImagesFitness(tasks), pool=pool)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "gif", "bmp", "webp", "tif"])
+def test_a_file_that_breaks_off_is_named_before_a_model_is_loaded(kind: str, images: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("whole", "cut"):
+        (tmp_path / name / "cat").mkdir(parents=True)
+    file = tmp_path / "whole" / "cat" / f"0.{kind}"
+    Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(file)
+    data = file.read_bytes()
+    (tmp_path / "cut" / "cat" / file.name).write_bytes(data[: 2 * len(data) // 3])
+    own = ImagesFitness([{"task": "x", "images": str(tmp_path / "whole")}])
+    own.check()
+    for given in (
+        ImagesFitness([{"task": "x", "images": str(tmp_path / "cut")}]),
+        ImagesFitness([{"task": "x", "images": str(images)}], batch_norm={"folder": str(tmp_path / "cut")}),
+    ):
+        with pytest.raises(FitnessError, match=rf"0\.{kind} is no (whole )?image"):
+            given.check()
+
+
+def test_of_one_class_matthews_coefficient_is_0_whatever_a_model_does(images: Path, tmp_path: Path) -> None:
+    save_images(tmp_path / "one", classes=("cat",))
+    for place, refused in ((tmp_path / "one", True), (images, False)):
+        fitness = ImagesFitness([{"task": "x", "images": str(place), "metrics": "matthews"}])
+        if refused:
+            with pytest.raises(FitnessError, match=r"tasks\[0\]\.images: all of the images of .* of class 'cat'; two"):
+                fitness.check()
+        else:
+            fitness.check()
+
+
+def test_a_processor_that_is_named_and_not_there(images: Path, vits: Path, tmp_path: Path) -> None:
+    config = loaded(vits / "a").module.config
+    for name, said in (("nowhere", "which is no folder"), (str(tmp_path), "which has no image processor")):
+        fitness = ImagesFitness([{"task": "x", "images": str(images)}], processor=name)
+        fitness.check()
+        with pytest.raises(FitnessError, match=f"processor names '{name}', {said}; .*; name another folder, or leave"):
+            fitness.check_model(config, str(vits / "a"))
+
+
+def test_no_metrics_are_shown_as_they_were_given() -> None:
+    with pytest.raises(ConfigError, match=r"metrics is \[\]; names of metrics"):
+        ImagesFitness([{"task": "x", "images": "x", "metrics": []}])

@@ -304,6 +304,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tasks": [{"task": "a", "folder": "x", "metrics": "ndcg@x"}]}, "'ndcg@x'; a number of documents"),
     ({"tasks": [{"task": "a", "folder": "x", "metrics": ["ndcg", "ndcg@10"]}]}, "ndcg@10 twice"),
     ({"tasks": [{"task": "a", "pairs": "x", "metrics": "ndcg"}]}, "'ndcg'; .*spearman"),
+    ({"tasks": [{"task": "a", "pairs": "x", "two": "score"}]}, r"tasks\[0\].label is 'score', .* the column of two"),
     ({"tasks": [{"task": "a", "folder": "x", "prompts": {"qery": ""}}]}, "'qery'.*query"),
     ({"tasks": [{"task": "a", "folder": "x", "weight": 0}]}, "a number above 0"),
     ({"tasks": [{"task": "a", "folder": "x"}] * 2}, "'a' twice"),

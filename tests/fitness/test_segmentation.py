@@ -264,6 +264,30 @@ def test_numbers_are_the_models_classes_as_labels_say(data: Path, segmenter: Pat
         scores(SegmentationFitness([{"task": "x", "images": str(moved)}]), loaded(segmenter))
 
 
+def test_masks_of_0_and_255_are_no_masks_of_one_class(data: Path, segmenter: Path, tmp_path: Path) -> None:
+    """255 is ignored where nothing is said: all that is left would be the background."""
+    for name, largest in (("bits", 255), ("none", 0)):
+        shutil.copytree(data / "images", tmp_path / name / "images")
+        (tmp_path / name / "masks").mkdir()
+        for file in sorted((data / "masks").iterdir()):
+            mask = largest * (np.asarray(Image.open(file)) > 0).astype(np.uint8)
+            Image.fromarray(mask).save(tmp_path / name / "masks" / file.name)
+
+    def checked(name: str, **more: Any) -> SegmentationFitness:
+        fitness = SegmentationFitness([{"task": "x", "images": str(tmp_path / name), **more}])
+        fitness.check()
+        fitness.check_model(loaded(segmenter).module.config, str(segmenter))
+        return fitness
+
+    said = r"tasks\[0\]: without 255, which is ignored, no mask has a class but 'cat'; .*labels=\{255: NAME OR NUMBER\}"
+    for more in ({}, {"background": 0}, {"ignore": [255]}):
+        with pytest.raises(FitnessError, match=said):
+            checked("bits", **more)
+    assert checked("bits", labels={255: "dog"}, background=0).cautions() == []
+    alone = "tasks.x: all masks have 0 alone, and nothing to be told from it; see images, labels and ignore"
+    assert checked("none").cautions() == [alone]
+
+
 def test_masks_are_reduced_where_the_processor_says_so(data: Path, segmenter: Path, tmp_path: Path) -> None:
     shutil.copytree(segmenter, tmp_path / "reduced")
     path = tmp_path / "reduced" / "preprocessor_config.json"
@@ -297,6 +321,7 @@ def test_images_with_nothing_to_ask_for_are_left_out(data: Path, sam: Path, tmp_
         ({"labels": {"a": 1}}, "a key of tasks\\[0\\].labels is 'a'"),
         ({"labels": {1: 1}, "prompt": "box"}, "labels and prompt"),
         ({"mask": 3}, "tasks\\[0\\].mask is 3"),
+        ({"mask": "image"}, "tasks\\[0\\].mask is 'image', which is the column of image"),
     ],
 )
 def test_what_tasks_may_not_say(task: dict[str, Any], message: str) -> None:
@@ -328,6 +353,12 @@ def test_files_that_do_not_fit_are_named(data: Path, segmenter: Path, sam: Path,
     Image.fromarray(np.arange(20 * 28 * 3, dtype=np.uint8).reshape(20, 28, 3)).save(first)
     with pytest.raises(FitnessError, match="a number of a class for each pixel"):
         check()
+    image = tmp_path / "some" / "images" / "1.png"
+    whole = image.read_bytes()
+    image.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FitnessError, match=r"1\.png is no whole image"):
+        check()
+    image.write_bytes(whole)
     first.unlink()
     with pytest.raises(FitnessError, match=r"has no mask for 0\.png"):
         check()

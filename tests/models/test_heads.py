@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_classifiers import LABELS, save, save_pool
+from tiny_images import save_segmenter
 from tiny_models import write_tokenizer
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from evomerge.errors import ConfigError, PoolError
+from evomerge.merge.planning.plan import make_plan
+from evomerge.merge.resident.model import Resident
 from evomerge.models.opening import open_pool, pool_of_recipe
 from evomerge.models.pool import Pool
 from evomerge.recipes.heads import Heads
@@ -127,3 +131,26 @@ def test_language_models_never_have_heads_of_their_own_unasked(tmp_path: Path) -
         path.write_text(json.dumps(json.loads(path.read_text()) | {"id2label": {"0": name, "1": "x"}}))
     assert opened(tmp_path, "one", "two").info.heads is None
     write_tokenizer(tmp_path / "one")
+
+
+def test_a_head_has_integers_where_its_module_has_them(tmp_path: Path) -> None:
+    """The batches that a batch norm has seen are carried as they are stored; floats in their place are refused."""
+    for seed, name in enumerate(("one", "two")):
+        save_segmenter(tmp_path / name, seed)
+    count, weight = "decode_head.batch_norm.num_batches_tracked", "decode_head.classifier.weight"
+    file = tmp_path / "two" / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {count: torch.tensor(7)}, file, {"format": "pt"})
+    pool = opened(tmp_path, "one", "two", heads="decode_head*")
+    assert pool.read_head("two")[count].equal(torch.tensor(7))
+    resident = Resident(pool)
+    for name, seen in (("two", 7), ("one", 0), ("two", 7)):
+        resident.apply(make_plan(pool.info.linear({name: 1.0}), pool))
+        there = resident.model.module.state_dict()[count]
+        assert there.equal(torch.tensor(seen))
+    resident.close()
+    for changed, said in ((count, f"{count}' is F32 .* integers of"), (weight, f"{weight}' is I64 .* floats of")):
+        other = {name: own.long() if name == weight else own.float() for name, own in tensors.items()}
+        save_file(tensors | {changed: other[changed]}, file, {"format": "pt"})
+        with pytest.raises(PoolError, match=said):
+            opened(tmp_path, "one", "two", heads="decode_head*")

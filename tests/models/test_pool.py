@@ -128,7 +128,8 @@ def test_other_vocabulary_size_is_said_once(tiny_model: TinyModel) -> None:
         open_pool({"a": str(a), "b": str(b)})
     assert str(caught.value) == (
         "model 'b' has a vocabulary of 44, 'a' of 40; all models of a pool share one vocabulary; "
-        "set pool.tokenizer=union, or a model, to bring them to one by their tokens"
+        f"copy the tokenizer of 'b' into {b}; "
+        "then set pool.tokenizer=union, or a model, to bring them to one by their tokens"
     )
 
 

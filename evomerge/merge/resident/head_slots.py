@@ -36,7 +36,7 @@ class HeadSlots:
             return
         if task not in self._known:
             read = self._pool.read_head(task).items()
-            self._known[task] = {p: t.to(self._places[p].device, self._dtype, copy=True) for p, t in read}
+            self._known[task] = {p: self._moved(p, t) for p, t in read}
         for place, tensor in self._known[task].items():
             self._places[place].data = tensor
             parent = self._module.get_submodule(place.rpartition(".")[0])
@@ -49,6 +49,11 @@ class HeadSlots:
             if isinstance(getattr(part, "num_labels", None), int):
                 part.num_labels = config.num_labels
         self._task = task
+
+    def _moved(self, place: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy where the module's is; floats in the module's dtype."""
+        dtype = self._dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(self._places[place].device, dtype, copy=True)
 
     def empty(self) -> None:
         """Hold nothing."""

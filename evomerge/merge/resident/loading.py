@@ -59,10 +59,10 @@ def load_module(pool: Pool, attn_implementation: str | None, device_map: Any = N
         return own.to(dtype if pool.is_merged(tensor) else None, copy=device_map is None)
 
     tensors = {tensor: given(tensor, place) for tensor, place in pool.layout.parameters.items()}
+    carried = pool.read_kept()
     if pool.heads is not None:
-        own = pool.read_head(name).items()
-        tensors |= {pool.heads.names[place]: t.to(dtype, copy=device_map is None) for place, t in own}
-    for tensor, stored in pool.read_kept().items():
+        carried |= {pool.heads.names[place]: own for place, own in pool.read_head(name).items()}
+    for tensor, stored in carried.items():
         tensors[tensor] = stored.to(dtype if stored.is_floating_point() else None, copy=device_map is None)
     dense = {place: tensors.pop(place) for place in places(merged_layers(pool.config))}
     try:

@@ -26,9 +26,9 @@ def read_counts(file: Path, whose: str) -> Counts:
         PoolError: it is not there, or has no counts.
     """
     path = file.expanduser() / EXPERTS_FILE if file.expanduser().is_dir() else file.expanduser()
-    do = "evomerge experts writes it, with --router kept"
+    do = "give the folder of a variant, or the file: `evomerge experts` writes it, with --router kept"
     if not path.is_file():
-        raise PoolError(f"{whose} names {file}, which is not there", EXPERTS_FILE, do)
+        raise PoolError(f"{whose} is {file}, and there is no such file", f"the path of a variant's {EXPERTS_FILE}", do)
     content = read_json(path, "how often experts are used")
     tokens = content.get("tokens") if isinstance(content, Mapping) else None
     try:

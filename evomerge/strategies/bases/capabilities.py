@@ -86,7 +86,8 @@ def require(strategy: type[Capable], name: str, spec: GenomeSpec, objectives: Se
         raise ConfigError(
             f"strategy {name} was given {len(objectives)} objectives ({names})",
             "it optimises one",
-            "give the fitness one objective, or choose another strategy",
+            "set search.scalarise=weighted for one number of all, choose a strategy for several (strategy=nsga2), or "
+            "give the fitness one objective",
         )
     for gene in spec:
         if gene.kind not in strategy.kinds:
