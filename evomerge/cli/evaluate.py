@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from evomerge.cli.options import add_import_option, add_preference_option, add_trust_option, chosen
+from evomerge.cli.pipeline_target import KEYS, open_drawing, refuse_keys
 from evomerge.cli.scored_tasks import check_tasks, keep_tasks_of_head
 from evomerge.cli.verbs import verb_parser
 from evomerge.errors import ConfigError, EvomergeError, FitnessError, nearest
@@ -242,6 +243,7 @@ _WHOLE = ("fitness", "held_out", "imports", "experiment")
 _SINGLE = (
     *("pool.dtype", "pool.root", "pool.trust_remote_code"),
     *("evaluator.device", "evaluator.threads", "evaluator.engine"),
+    *KEYS,
 )
 _COMPARED = ("pool", "pool.base", "pool.models")
 """Keys of models that a fitness may compare with."""
@@ -256,7 +258,7 @@ def _check_used(overrides: Sequence[str], *, compares: bool = True) -> None:
     """
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0].partition("@")[0]
-        used = key == "evaluator" or key.partition(".")[0] in _WHOLE or key in _SINGLE
+        used = key == "evaluator" or key.partition(".")[0] in _WHOLE or key in _SINGLE or override == "pool=pipelines"
         used = used or (compares and (key in _COMPARED or key.startswith("pool.models.")))
         if key in ("evaluator.quantise", "evaluator.quantise_held_out"):
             given = f"`evomerge evaluate` does not use {key}"
@@ -300,8 +302,9 @@ def _recipe(target: str, config: Config, overrides: Sequence[str], *, trust: boo
     root = _root(config, overrides)
     dtype = str(settings.dtype) if "pool.dtype" in given else "auto"
     path = Path(target)
-    is_recipe = path.is_file() and path.suffix != ".gguf"
+    is_recipe = path.is_file() and path.suffix not in (".gguf", ".safetensors")
     if is_recipe or (path / LEDGER).is_file():
+        refuse_keys(given, target)
         recipe, pool = open_recipe(target, root=root, trust=trusted)
         if dtype == "auto":
             return recipe, pool
@@ -309,5 +312,7 @@ def _recipe(target: str, config: Config, overrides: Sequence[str], *, trust: boo
             raise ConfigError(f"pool.dtype is {dtype!r}", nearest(dtype, ("auto", *DTYPES)))
         chosen = DTYPES[DTYPES.index(dtype)]
         return with_dtype(recipe, chosen), replace(pool, info=replace(pool.info, dtype=chosen))
-    pool = open_pool({"model": target}, root=root, dtype=dtype, trust_remote_code=trusted)
+    pool = open_drawing(target, settings, given, root, dtype) or open_pool(
+        {"model": target}, root=root, dtype=dtype, trust_remote_code=trusted
+    )
     return pool.info.linear({"model": 1.0}), pool

@@ -132,6 +132,9 @@ def _list(own: Path | None) -> int:
 def _validate(plan: Plan) -> int:
     """Check every part as `evomerge validate` does, and print what each would take."""
     from evomerge.cli.validate import validate
+    from evomerge.comparison.named import check_named
+    from evomerge.report.plain_console import errors
+    from evomerge.session.builders import fitness_from_config
 
     folder = Path(plan.config.run_dir)
     plan.check(folder)
@@ -145,7 +148,11 @@ def _validate(plan: Plan) -> int:
     for config in configs:
         if config is not None:
             print(f"{config.name}:", flush=True)
-            validate(config)
+            validate(config, tested_apart=plan.tests_apart)
+    test = fitness_from_config(plan.config, "held_out" if plan.tests_apart else "fitness")
+    test.check()
+    for line in check_named(plan, test):
+        errors.print(line, markup=False, highlight=False, soft_wrap=True)
     members = len(plan.protocol.grid_members)
     searched = sum(plan.protocol.budget(entry) for entry in plan.protocol.searches)
     print(f"{members} members of grids and {searched} candidates of searches in all; the test scores every row once")

@@ -18,6 +18,18 @@ def require_pillow() -> Any:
     return Image
 
 
+def verify(data: bytes, where: str) -> None:
+    """`FitnessError` for bytes that are no image, or one that is cut off or damaged as far as its format tells.
+
+    Nothing is decoded.
+    """
+    with opened(data, where) as image:
+        try:
+            image.verify()
+        except Exception as error:  # decoders raise what they like
+            raise FitnessError(f"{where} is damaged: Pillow cannot read it ({reason_of(error)})", "an image") from error
+
+
 def opened(data: bytes, where: str) -> Any:
     """Pillow's image of what a file holds: its head is read, its pixels are when they are asked for.
 

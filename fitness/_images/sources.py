@@ -17,7 +17,7 @@ from evomerge.errors import FitnessError, nearest
 from fitness._classification.tables import in_part
 from fitness._classification.terms import SplitTerm
 from fitness._documents import Document
-from fitness._images.decoding import opened
+from fitness._images.decoding import verify
 from fitness._images.terms import ImageTerm
 from fitness._text_files import read_lines
 
@@ -136,7 +136,7 @@ def chosen_places(
 def _hash_of(item: ImageItem) -> str:
     """A hash of an image's bytes, which are looked at on this occasion."""
     data = item.read()
-    opened(data, item.where).close()
+    verify(data, item.where)
     return hashlib.sha256(data).hexdigest()
 
 

@@ -242,6 +242,7 @@ def test_what_images_are_compared_with_is_checked_by_its_small_files(
     ("given", "said"),
     [
         ({"sampler": "EulerScheduler"}, "sampler is 'EulerScheduler'"),
+        ({"sampler": "FlowMatchEulerDiscreteScheduler"}, "of StableDiffusionPipeline takes noise away step by step"),
         ({"arguments": {"guidance_scal": 3}}, "guidance_scal"),
         ({"prompts": None}, "prompts is not set"),
     ],
@@ -250,6 +251,41 @@ def test_what_the_pipeline_does_not_take_is_answered_early(pool: Pool, given: di
     fitness = TextToImageFitness(**{"prompts": PROMPTS, "scorer": Brightness(), **given})
     with pytest.raises((ConfigError, FitnessError), match=said):
         fitness.check_model(pool.config, "")
+
+
+@pytest.mark.parametrize(
+    ("sampler", "said"),
+    [
+        ("DDIMScheduler", "of FluxPipeline matches flows; FlowMatchEuler"),
+        ("UniPCMultistepScheduler", "of FluxPipeline matches flows"),
+        ("FlowMatchHeunDiscreteScheduler", "FluxPipeline says the noise of each step itself"),
+        ("FlowMatchEulerDiscreteScheduler", ""),
+        ("FlowMatchLCMScheduler", ""),
+    ],
+)
+def test_samplers_of_flows(sampler: str, said: str, tmp_path: Path) -> None:
+    flux = open_pipelines(save_pool(tmp_path, "flux", ("base", "one")), "base")
+    fitness = TextToImageFitness(PROMPTS, scorer=Brightness(), sampler=sampler)
+    if not said:
+        fitness.check_model(flux.config, "")
+        return
+    with pytest.raises(ConfigError, match=said):
+        fitness.check_model(flux.config, "")
+
+
+def test_damaged_images_are_named_before_anything_is_drawn(folder: Path, tmp_path: Path) -> None:
+    image = (folder / "real" / "0.png").read_bytes()
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "0.png").write_bytes(image)
+    compared = TextToImageFitness(PROMPTS, metrics="kid", features="pixels", references=str(tmp_path / "real"))
+    compared.check()
+    for content in (b"none", image[:60], image[:-30] + b"x" + image[-29:]):
+        (tmp_path / "real" / "1.png").write_bytes(content)
+        with pytest.raises(FitnessError, match=r"1\.png is"):
+            compared.check()
+    prompts = rows_of_prompts(tmp_path / "prompts.jsonl", ["a cat"], [str(tmp_path / "real" / "1.png")])
+    with pytest.raises(FitnessError, match=r"1\.png is damaged"):
+        TextToImageFitness(str(prompts), metrics="ncs", clip=str(folder / "clip")).check()
 
 
 def test_another_sampler_draws_otherwise(pool: Pool, resident: Resident) -> None:
