@@ -218,9 +218,9 @@ class TextToImageFitness:
         return {self._task: len(self._read())}
 
     def work(self) -> dict[str, int]:
-        """What a candidate asks of a model: ``documents`` and ``texts``, which are images."""
+        """What a candidate asks of a model: ``documents`` and ``texts``, which are images, and steps of all (``drawn``)."""
         count = len(self._read())
-        return {"documents": count, "texts": count, "written": 0}
+        return {"documents": count, "texts": count, "written": 0, "drawn": count * self._how_values["steps"]}
 
     def shares(self) -> list[MetricShare]:
         """What every score counts in the objectives."""

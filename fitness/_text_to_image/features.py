@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,10 @@ def check_compared_with(names: Collection[str], values: Mapping[str, Any]) -> No
         check_tower(values["clip"], "clip", texts="clip" in names)
     if any(name in BY_SET for name in names):
         if isinstance(values["features"], str) and values["features"] != PIXELS:
-            check_tower(values["features"], "features")
+            given = values["features"]
+            if not Path(given).expanduser().exists() and get_close_matches(given, [PIXELS], cutoff=0.7):
+                raise FitnessError(f"features is {given!r}, and there is no such folder", f"did you mean {PIXELS!r}?")
+            check_tower(given, "features")
         check_images(files_in(values["references"], "references"))
 
 
