@@ -75,9 +75,8 @@ def read_lines(file: str, key: str, most: int | None = None, example: str = _EXA
                 if line.strip():
                     where = f"{key}: {file}, line {number}"
                     text = line.rstrip("\r\n")
-                    found.append(
-                        Line(where, _row(text, where, example) if path.suffix in _JSON_LINES else {"text": text}, text)
-                    )
+                    row = _row(text, where, example) if path.suffix in _JSON_LINES else {"text": text}
+                    found.append(Line(where, row, text))
     except (OSError, UnicodeDecodeError) as error:
         raise FitnessError(f"{key}: {file} cannot be read ({error})", "a file of texts in UTF-8") from error
     if not found:

@@ -218,7 +218,7 @@ class TextToImageFitness:
         return {self._task: len(self._read())}
 
     def work(self) -> dict[str, int]:
-        """What a candidate asks of a model: ``documents`` and ``texts``, which are images, and steps of all (``drawn``)."""
+        """What a candidate asks of a model: ``documents`` and ``texts``, which are images; ``drawn``: steps of all."""
         count = len(self._read())
         return {"documents": count, "texts": count, "written": 0, "drawn": count * self._how_values["steps"]}
 

@@ -93,6 +93,7 @@ class Protocol:
         forgetting: tasks that the base can do and no source was tuned on; the loss is counted on these alone. Empty for
             all.
         leakage: what is known of overlaps between what is searched on and what is tested on.
+        files: what writes files that the fitness reads, for who has not got them.
         published: ``{source, unit, rows}``: the table that ours stands beside; unit is ``percent`` or ``share``.
         stand_in: the maker of tiny models and items of the same shapes, of a ``NAME_stand_in``.
         quick: whether these are hardly trained.
@@ -112,6 +113,7 @@ class Protocol:
         experts: dict[str, str] | None = None,
         forgetting: list[str] | None = None,
         leakage: str = "",
+        files: str = "",
         published: dict[str, Any] | None = None,
         stand_in: str | None = None,
         quick: bool = False,
@@ -119,6 +121,7 @@ class Protocol:
         self.title, self.about, self.sources, self.leakage = title, about, tuple(sources or ()), leakage
         self.methods = [_baseline(name, entry) for name, entry in (methods or {}).items()]
         self.searches = [_search(name, entry) for name, entry in (searches or {}).items()]
+        self.files = files
         self.experts, self.forgetting = dict(experts or {}), tuple(forgetting or ())
         self.published = _published(published)
         self.stand_in, self.quick = stand_in, quick
