@@ -48,6 +48,16 @@ def words(folder: Path, out: Path, **more: Any) -> list[str]:
     return [f"{key}={value}" for key, value in given.items() if value is not None]
 
 
+def test_what_is_said_of_a_search_is_of_images(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["validate", *words(folder, tmp_path / "run", **{"fitness.steps": 3, "fitness.images": 5})]) == 0
+    said = " ".join("".join(capsys.readouterr()).replace("│", " ").split())
+    assert "10 images, 30 steps of the sampler: up to 6 forwards of 8" in said
+    assert "fitness@held_out=text_to_image" in said
+    assert "hidden states" not in said
+
+
 @pytest.mark.slow
 def test_lineages_of_m2n2_with_attention_as_a_chromosome(folder: Path, tmp_path: Path) -> None:
     run = evomerge.search(

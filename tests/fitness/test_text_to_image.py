@@ -186,7 +186,8 @@ def test_scores_of_clip_and_of_distances(folder: Path, pool: Pool, resident: Res
     [
         ({"metrics": "clop"}, ConfigError, "metrics has 'clop'"),
         ({}, ConfigError, "clip is not set"),
-        ({"metrics": "kid"}, ConfigError, "features is not set"),
+        ({"metrics": "kid"}, ConfigError, "features and references are not set"),
+        ({"metrics": "kid", "references": "real"}, ConfigError, "features is not set"),
         ({"metrics": "kid", "features": "pixels"}, ConfigError, "references is not set"),
         ({"metrics": "scorer"}, ConfigError, "scorer is not set"),
         ({"scorer": Brightness(), "steps": 0}, ConfigError, "steps is 0"),
@@ -220,6 +221,14 @@ def test_a_mistake_is_answered_before_anything_is_drawn(given: dict[str, Any], k
             "fitness.features: .*words is a model of kind llama; a model of images$",
         ),
         ({"metrics": "kid", "features": "eyes"}, "references: .*empty has no images"),
+        (
+            {"metrics": "kid", "features": "pixel"},
+            "features is 'pixel', .*did you mean 'pixels'",
+        ),
+        (
+            {"prompts": "prompts.jsonl", "clip": "eyes"},
+            r'line 1 is no JSON: .*lines such as {"prompt": "a red bicycle"}',
+        ),
     ],
 )
 def test_what_images_are_compared_with_is_checked_by_its_small_files(
@@ -234,8 +243,15 @@ def test_what_images_are_compared_with_is_checked_by_its_small_files(
         (tmp_path / name).mkdir()
         for file in ("config.json", *files) if model else ():
             (tmp_path / name / file).write_text(json.dumps({"model_type": model}))
+    (tmp_path / "prompts.jsonl").write_text("a cat\n")
+    compared = {"references": "empty"} if given.get("metrics") == "kid" else {}
     with pytest.raises(FitnessError, match=said):
-        TextToImageFitness(PROMPTS, references="empty", **given).check()
+        TextToImageFitness(**{"prompts": PROMPTS, **compared, **given}).check()
+
+
+def test_work_is_of_images_and_of_the_samplers_steps() -> None:
+    fitness = TextToImageFitness(PROMPTS, images=2, scorer=Brightness(), steps=8)
+    assert fitness.work() == {"documents": 6, "texts": 6, "written": 0, "drawn": 48}
 
 
 @pytest.mark.parametrize(
