@@ -44,7 +44,8 @@ def check_named(plan: Plan, test: Fitness) -> list[str]:
         except FitnessError:
             columns = []  # a fitness of one's own that says nothing by task
     tasks = list(dict.fromkeys([*columns, *(name.partition(" ")[0] for name in columns)]))
-    if protocol.published is not None and not changed & {"protocol", "pool"}:
+    # A stand-in stands beside the table of the models that it stands for.
+    if protocol.published is not None and protocol.stand_in is None and not changed & {"protocol", "pool"}:
         key = "protocol.published.rows"
         said += _unknown(f"{key} has", list(protocol.published.rows), rows_of(plan, models), "row")
         if columns:
