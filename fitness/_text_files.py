@@ -14,6 +14,7 @@ from fitness._documents import Document, asked_hash, content_hash
 
 _JSON_LINES = (".jsonl", ".json")
 _LARGEST = 1 << 30  # characters
+_EXAMPLE = '{"text": "words"}'
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,14 @@ def check_text_file(file: str, key: str) -> None:
     raise FitnessError(f"{key} names {file!r}, which is not there", allowed)
 
 
-def read_lines(file: str, key: str, most: int | None = None) -> list[Line]:
+def read_lines(file: str, key: str, most: int | None = None, example: str = _EXAMPLE) -> list[Line]:
     """The lines of a file, blank ones left out.
 
     Args:
         file: its path; ``.jsonl`` and ``.json`` are JSON lines.
         key: that names it, for messages.
         most: the first so many only.
+        example: of a line of JSON lines, for messages.
 
     Raises:
         FitnessError: there is no such file, it cannot be read, is too large or has no lines, or a line of JSON lines
@@ -73,7 +75,8 @@ def read_lines(file: str, key: str, most: int | None = None) -> list[Line]:
                 if line.strip():
                     where = f"{key}: {file}, line {number}"
                     text = line.rstrip("\r\n")
-                    found.append(Line(where, _row(text, where) if path.suffix in _JSON_LINES else {"text": text}, text))
+                    row = _row(text, where, example) if path.suffix in _JSON_LINES else {"text": text}
+                    found.append(Line(where, row, text))
     except (OSError, UnicodeDecodeError) as error:
         raise FitnessError(f"{key}: {file} cannot be read ({error})", "a file of texts in UTF-8") from error
     if not found:
@@ -112,11 +115,11 @@ def document_of(line: Line, text: str, answer: str = "") -> Document:
     return Document(asked_hash(text, (), answer), content_hash(line.row))
 
 
-def _row(text: str, where: str) -> Mapping[str, Any]:
+def _row(text: str, where: str, example: str) -> Mapping[str, Any]:
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise FitnessError(f"{where} is no JSON: {error}", 'lines such as {"text": "words"}') from error
+        raise FitnessError(f"{where} is no JSON: {error}", f"lines such as {example}") from error
     if not isinstance(row, Mapping):
-        raise FitnessError(f"{where} is no mapping", 'lines such as {"text": "words"}')
+        raise FitnessError(f"{where} is no mapping", f"lines such as {example}")
     return row

@@ -175,9 +175,11 @@ class TextToImageFitness:
                     f"prompt {lacking[:60]!r} has no reference image",
                     'JSONL with one for each prompt: {"prompt": "a red bicycle", "image": "bicycle.jpg"}',
                 )
-        from fitness._text_to_image.features import check_compared_with
+        from fitness._text_to_image.features import check_compared_with, check_images
 
         names = {term.name for term in self._terms}
+        if "ncs" in names:
+            check_images(dict.fromkeys(own.reference for own in drawings))
         check_compared_with(names, self._how_values)
         if names & set(BY_SET) and len(drawings) < 2:
             raise FitnessError("one image is drawn", "two or more for kid and fid", "raise images")
@@ -217,9 +219,9 @@ class TextToImageFitness:
         return {self._task: len(self._read())}
 
     def work(self) -> dict[str, int]:
-        """What a candidate asks of a model: ``documents`` and ``texts``, which are images."""
+        """What a candidate asks of a model: ``documents`` and ``texts``, which are images; ``drawn``: steps of all."""
         count = len(self._read())
-        return {"documents": count, "texts": count, "written": 0}
+        return {"documents": count, "texts": count, "written": 0, "drawn": count * self._how_values["steps"]}
 
     def shares(self) -> list[MetricShare]:
         """What every score counts in the objectives."""

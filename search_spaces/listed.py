@@ -92,6 +92,9 @@ class ListedSpace:
         spec = methods.get(method)
         options: dict[str, Any] = {own.name: own.default for own in spec.parameters} if spec is not None else {}
         weights = given.get("weight")
+        if isinstance(weights, str) and weights != MEAN:
+            allowed = f"a number, or {MEAN}: one over the number of sources"
+            raise ConfigError(f"{key}.parameters.weight is {weights!r}", allowed, nearest(weights, [MEAN]))
         count = max(1, len(self._pool.sources))
         options |= {**given, **({"weight": 1.0 / count} if weights == MEAN else {})}
         (choice,) = method_choices(

@@ -41,7 +41,8 @@ class Estimate:
         finalists: scored on all items of the search, or of validation.
         people: what raters have to score, in words; empty where nobody is asked.
         share: of its items that a candidate is scored on, on average; 1 where there is no race, or nobody knows.
-        work: of one candidate: `documents`, `texts` read and tokens `written` at most; empty where nobody counts.
+        work: of one candidate: `documents`, `texts` read and tokens `written` at most; of images that are drawn the
+            sampler's steps for all of them, `drawn`; empty where nobody counts.
         batch: texts in a forward; 0 where that is not how a fitness or an engine batches.
         arithmetic: of half precision on this processor, in words; empty where that goes without saying.
         derived: what methods make of the sources; ``None`` where nothing, or on a GPU that is not here.
@@ -68,6 +69,8 @@ class Estimate:
         if not self.work or not self.batch:
             return 0
         batches = math.ceil(self.work["texts"] / self.batch)
+        if drawn := self.work.get("drawn", 0):
+            return math.ceil(batches * drawn / max(1, self.work["texts"]))
         return batches + math.ceil(self.work["written"] / self.batch)
 
 
@@ -152,6 +155,8 @@ def rows(found: Estimate) -> list[tuple[str, RenderableType]]:
     if found.work:
         work = found.work
         texts = f"{work['documents']:,} items, {work['texts']:,} texts read"
+        if drawn := work.get("drawn", 0):
+            texts = f"{count(work['texts'], 'image')}, {count(drawn, 'step')} of the sampler"
         written = f", up to {work['written']:,} tokens written" if work["written"] else ""
         batches = f": up to {found.forwards:,} forwards of {found.batch}" if found.batch else ""
         lines.append(("a candidate", f"{texts}{written}{batches}"))

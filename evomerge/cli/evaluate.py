@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from evomerge.cli.all_tasks import open_heads, refuse_parts
 from evomerge.cli.options import add_import_option, add_preference_option, add_trust_option, chosen
+from evomerge.cli.pipeline_target import KEYS, open_drawing, refuse_keys
 from evomerge.cli.scored_tasks import check_tasks, keep_tasks_of_head
 from evomerge.cli.verbs import verb_parser
 from evomerge.errors import ConfigError, EvomergeError, FitnessError, nearest
@@ -246,6 +247,7 @@ _WHOLE = ("fitness", "held_out", "imports", "experiment")
 _SINGLE = (
     *("pool.dtype", "pool.root", "pool.trust_remote_code"),
     *("evaluator.device", "evaluator.threads", "evaluator.engine"),
+    *KEYS,
 )
 _COMPARED = ("pool", "pool.base", "pool.models")
 """Keys of models that a fitness may compare with."""
@@ -260,7 +262,7 @@ def _check_used(overrides: Sequence[str], *, compares: bool = True) -> None:
     """
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0].partition("@")[0]
-        used = key == "evaluator" or key.partition(".")[0] in _WHOLE or key in _SINGLE
+        used = key == "evaluator" or key.partition(".")[0] in _WHOLE or key in _SINGLE or override == "pool=pipelines"
         used = used or (compares and (key in _COMPARED or key.startswith("pool.models.")))
         if key in ("evaluator.quantise", "evaluator.quantise_held_out"):
             given = f"`evomerge evaluate` does not use {key}"
@@ -304,8 +306,9 @@ def _recipe(target: str, config: Config, overrides: Sequence[str], *, trust: boo
     root = _root(config, overrides)
     dtype = str(settings.dtype) if "pool.dtype" in given else "auto"
     path = Path(target)
-    is_recipe = path.is_file() and path.suffix != ".gguf"
+    is_recipe = path.is_file() and path.suffix not in (".gguf", ".safetensors")
     if is_recipe or (path / LEDGER).is_file():
+        refuse_keys(given, target)
         recipe, pool = open_recipe(target, root=root, trust=trusted)
         if dtype == "auto":
             return recipe, pool
@@ -315,6 +318,8 @@ def _recipe(target: str, config: Config, overrides: Sequence[str], *, trust: boo
         return with_dtype(recipe, chosen), replace(pool, info=replace(pool.info, dtype=chosen))
     if (headed := open_heads(target, dtype, trust=trusted)) is not None:
         return headed
-    with one_model("model"):
-        pool = open_pool({"model": target}, root=root, dtype=dtype, trust_remote_code=trusted)
+    pool = open_drawing(target, settings, given, root, dtype)
+    if pool is None:
+        with one_model("model"):
+            pool = open_pool({"model": target}, root=root, dtype=dtype, trust_remote_code=trusted)
     return pool.info.linear({"model": 1.0}), pool

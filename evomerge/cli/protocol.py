@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from evomerge.cli.options import add_trust_option
 from evomerge.cli.verbs import verb_parser
-from evomerge.errors import ConfigError
+from evomerge.errors import ConfigError, FitnessError
 
 if TYPE_CHECKING:
     from evomerge.comparison.plan import Plan
@@ -64,9 +64,22 @@ def run(arguments: Sequence[str]) -> int:
     if options.quiet:
         words.append("display=quiet")
     plan = Plan.of(option, words, own=own, trust=options.trust)
-    if options.validate:
-        return _validate(plan)
+    if options.pool is not None and not options.stand_in and not Path(options.pool).expanduser().is_dir():
+        raise ConfigError(f"--pool {options.pool} is no folder", "the folder in which the protocol's models lie")
+    try:
+        return _validate(plan) if options.validate else _begin(plan)
+    except FitnessError as error:
+        if plan.protocol.files and _MISSING in error.given:
+            raise FitnessError(error.given, error.allowed, f"`{plan.protocol.files}` writes it") from error
+        raise
 
+
+_MISSING = "which is not there"
+"""What is said of a file that a fitness does not find."""
+
+
+def _begin(plan: Plan) -> int:
+    """Run a protocol in a new folder."""
     from evomerge.comparison.running import begin
     from evomerge.report.plain_console import console
 
@@ -132,6 +145,9 @@ def _list(own: Path | None) -> int:
 def _validate(plan: Plan) -> int:
     """Check every part as `evomerge validate` does, and print what each would take."""
     from evomerge.cli.validate import validate
+    from evomerge.comparison.named import check_named
+    from evomerge.report.plain_console import errors
+    from evomerge.session.builders import fitness_from_config
 
     folder = Path(plan.config.run_dir)
     plan.check(folder)
@@ -145,7 +161,11 @@ def _validate(plan: Plan) -> int:
     for config in configs:
         if config is not None:
             print(f"{config.name}:", flush=True)
-            validate(config)
+            validate(config, tested_apart=plan.tests_apart)
+    test = fitness_from_config(plan.config, "held_out" if plan.tests_apart else "fitness")
+    test.check()
+    for line in check_named(plan, test):
+        errors.print(line, markup=False, highlight=False, soft_wrap=True)
     members = len(plan.protocol.grid_members)
     searched = sum(plan.protocol.budget(entry) for entry in plan.protocol.searches)
     print(f"{members} members of grids and {searched} candidates of searches in all; the test scores every row once")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _KEYS = "Enter: later; b: back; q: enough for now"
 _ASK = "score> "
+_IMAGE = "data:image/"
 _PAIR = "1: the first is better; 2: the second; 0: neither"
 PAIR_KEYS = {"1": 1.0, "2": 0.0, "0": 0.5}
 """What is typed for a pair, and the score that it is."""
@@ -33,18 +35,28 @@ def run(arguments: Sequence[str]) -> int:
     from evomerge.run.folder import RunFolder
     from evomerge.run.ledger_file import lock_holder
     from evomerge.run.ratings.folder import RatingFolder
+    from evomerge.run.ratings.waiting import left_for
 
     folder = RunFolder.open(options.run)
     ratings = RatingFolder(folder.rating)
     rules = next(iter(ratings.rules().values()), None)
     if rules is None:
-        raise ConfigError(f"in {options.run} nobody is asked to rate", "the run of a search with fitness=files")
+        allowed = "the run of a search with fitness=files, or with fitness=text_to_image fitness.metrics=rating"
+        raise ConfigError(f"in {options.run} nobody is asked to rate", allowed)
     rater = _rater(options.rater, rules)
     if options.page:
         return _serve(ratings, rater)
+    if any(_drawn(candidate.texts()) for candidate, _, _ in left_for(ratings, rater)):
+        do = f"evomerge rate {shlex.quote(options.run)} --rater {rater} --page"
+        raise ConfigError(f"what waits in {options.run} are images", "a page, which shows them", do)
     while _rate_all(ratings, rater) and options.wait and lock_holder(folder.lock) is not None:
         _await_more(folder, ratings, rater, rules.look_every)
     return 0
+
+
+def _drawn(texts: Sequence[Text]) -> bool:
+    """Whether they are images."""
+    return any(own.startswith(_IMAGE) for text in texts for own in (text.text, text.other))
 
 
 def _serve(ratings: RatingFolder, rater: str) -> int:
@@ -148,8 +160,7 @@ def _lines(texts: Sequence[Text]) -> Iterator[str]:
         yield f"  prompt: {clean_lines(text.prompt)}"
         shown = {"first": text.text, "second": text.other} if text.other else {"text": text.text}
         for name, own in shown.items():
-            drawn = own.startswith("data:image/")
-            yield f"  {name + ':':<7} {clean_lines('a picture: see it with --page' if drawn else own)}"
+            yield f"  {name + ':':<7} {clean_lines('a picture: see it with --page' if own.startswith(_IMAGE) else own)}"
 
 
 def _score(rules: RatingRules) -> str | float:

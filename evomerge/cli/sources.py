@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evomerge.comparison.folder import is_protocol
 from evomerge.errors import PoolError, RecipeError
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import load_recipe
@@ -115,7 +116,11 @@ def _recipe_file(path: str) -> Path:
 
 
 def require_no_part(path: str) -> None:
-    """`RecipeError` for a part of a run that is no recipe, with the run that was meant."""
+    """`RecipeError` for a part of a run that is no recipe, with the run that was meant, and for a protocol's run."""
+    if is_protocol(path):
+        own = sorted(str(inner.parent) for inner in Path(path).glob(f"search-*/{LEDGER}"))
+        allowed = f"a part of it that searched: {', '.join(own)}" if own else "none of its searches has begun"
+        raise RecipeError(f"{path} is the run of a protocol", allowed, f"give {own[0]}, say" if own else "")
     part, give = instead_of_part(path)
     if part:
         raise RecipeError(part, "a run folder or a recipe file", give)

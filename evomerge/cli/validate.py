@@ -15,8 +15,13 @@ def run(arguments: Sequence[str]) -> int:
     return hydra_app("validate", arguments, validate)
 
 
-def validate(config: Config) -> None:
-    """Build and check the parts, and print what the search would take."""
+def validate(config: Config, *, tested_apart: bool = False) -> None:
+    """Build and check the parts, and print what the search would take.
+
+    Args:
+        config: of the search.
+        tested_apart: whether its winner is tested on items of their own in another run, as a protocol has it.
+    """
     from evomerge.cli.console import print_plan
     from evomerge.run.folder import RunFolder
     from evomerge.session.cautions import warn_of_places, warn_settings
@@ -30,6 +35,6 @@ def validate(config: Config) -> None:
     from evomerge.session.memory import estimate_memory
 
     memory = estimate_memory(config, parts)
-    warn_settings(config, parts, memory)
+    warn_settings(config, parts, memory, tested_apart=tested_apart)
     warn_of_places(parts.evaluator)
     print_plan(config, parts, memory)

@@ -4,42 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from evomerge.comparison.columns import Column, columns_of
 from evomerge.comparison.found import Kind, TestedRow, name_of, tested_rows
 from evomerge.comparison.plan import OVERLAP, TEST, Plan
 from evomerge.comparison.resources import read_peaks
-from evomerge.errors import FitnessError
-from evomerge.objectives import MetricShare
 from evomerge.recipes.pool_info import UNIFORM, baseline_recipes
 from evomerge.report.history import History, read_history
-from evomerge.report.outcome import metric_name, task_name
 from evomerge.report.statistics import Comparison, Floats, compare
 from evomerge.report.trial import Trial
 from evomerge.run.folder import RunFolder
 from evomerge.run.items import read_items
-
-
-@dataclass(frozen=True)
-class Column:
-    """A metric of the test.
-
-    Attributes:
-        name: the task, with the metric where it has several.
-        task: it.
-        metric: ``task/metric``, as evaluations have it.
-        lower_is_better: whether it is; then it is not part of averages.
-    """
-
-    name: str
-    task: str
-    metric: str
-    lower_is_better: bool
 
 
 @dataclass(frozen=True)
@@ -133,20 +113,7 @@ def outcome_of(plan: Plan, folder: Path) -> Outcome:
 
 
 def _columns(history: History) -> list[Column]:
-    shares: Mapping[str, MetricShare] = {share.metric: share for share in history.shares("search")}
-    several = Counter(task_name(metric) for metric in shares)
-    found = []
-    for metric, share in shares.items():
-        task = task_name(metric)
-        own = f"{task} {metric_name(metric).partition(',')[0]}" if several[task] > 1 else task
-        found.append(Column(own, task, metric, share.direction == "minimize"))
-    known = {share.objective or "score" for share in shares.values()}
-    for objective in history.objectives:  # of no task's metric: the length of responses, say
-        if objective.name not in known and found:
-            found.append(Column(objective.name, "", objective.name, objective.direction == "minimize"))
-    if not found:
-        raise FitnessError(f"the fitness of {history.folder.path} does not say what counts", "one with metrics by task")
-    return found
+    return columns_of(history.shares("search"), history.objectives, f"the fitness of {history.folder.path}")
 
 
 def _in_order(history: History, tested: Mapping[str, TestedRow]) -> list[Trial]:

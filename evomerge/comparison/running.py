@@ -12,6 +12,7 @@ import yaml
 
 from evomerge.comparison.folder import FILE, is_protocol
 from evomerge.comparison.found import tested_rows
+from evomerge.comparison.named import check_named
 from evomerge.comparison.plan import OVERLAP, Plan
 from evomerge.comparison.resources import PeakMemory
 from evomerge.config.construct import to_builtin
@@ -47,7 +48,7 @@ def begin(plan: Plan, folder: Path, say: Callable[[str], None] = print) -> None:
         raise OutputError(f"{folder} cannot be made: {problem}", "a place you can write")
     plan.check(folder)
     _make_models(plan, say)
-    _check_parts(plan, folder)
+    _check_parts(plan, folder, say)
     _require_empty(folder)  # which another process may have begun while models were trained
     folder.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {"evomerge_protocol": _VERSION, "protocol": plan.option}
@@ -116,12 +117,16 @@ def _make_models(plan: Plan, say: Callable[[str], None]) -> None:
     make_stand_in(kind, Path(root), int(plan.config.search.seed), quick=plan.protocol.quick, say=say)
 
 
-def _check_parts(plan: Plan, folder: Path) -> None:
+def _check_parts(plan: Plan, folder: Path, say: Callable[[str], None]) -> None:
     """Open the pool once and make every part's search space: what does not fit is said before anything is run."""
     pool = pool_from_config(plan.config)
     for key in ("fitness", "held_out"):
         if getattr(plan.config, key) is not None:
-            check_fitnesses(fitness_from_config(plan.config, key), None, pool, key=key)
+            fitness = fitness_from_config(plan.config, key)
+            check_fitnesses(fitness, None, pool, key=key)
+            if key == "held_out" or not plan.tests_apart:
+                for line in check_named(plan, fitness):
+                    say(line)
     searches = [plan.search(folder, entry) for entry in plan.protocol.searches]
     first = plan.untuned()
     for config in (plan.grid(folder), plan.test(folder, first) if first else None, *searches):

@@ -19,6 +19,8 @@ AVERAGE = "average"
 STAND_IN = "_stand_in"
 _UNITS = {"percent": 100.0, "share": 1.0}
 _MOST_GRID = 1000
+_QUICK = 20
+"""Candidates of a search at most, of models that have hardly learnt anything."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,10 @@ class Protocol:
         forgetting: tasks that the base can do and no source was tuned on; the loss is counted on these alone. Empty for
             all.
         leakage: what is known of overlaps between what is searched on and what is tested on.
+        files: what writes files that the fitness reads, for who has not got them.
         published: ``{source, unit, rows}``: the table that ours stands beside; unit is ``percent`` or ``share``.
         stand_in: the maker of tiny models and items of the same shapes, of a ``NAME_stand_in``.
-        quick: whether these are hardly trained.
+        quick: whether these are hardly trained, and searches are short.
 
     Raises:
         ConfigError: a key that there is not, or values out of bounds.
@@ -112,6 +115,7 @@ class Protocol:
         experts: dict[str, str] | None = None,
         forgetting: list[str] | None = None,
         leakage: str = "",
+        files: str = "",
         published: dict[str, Any] | None = None,
         stand_in: str | None = None,
         quick: bool = False,
@@ -119,6 +123,7 @@ class Protocol:
         self.title, self.about, self.sources, self.leakage = title, about, tuple(sources or ()), leakage
         self.methods = [_baseline(name, entry) for name, entry in (methods or {}).items()]
         self.searches = [_search(name, entry) for name, entry in (searches or {}).items()]
+        self.files = files
         self.experts, self.forgetting = dict(experts or {}), tuple(forgetting or ())
         self.published = _published(published)
         self.stand_in, self.quick = stand_in, quick
@@ -130,7 +135,7 @@ class Protocol:
         return {name: (own, values) for own in self.methods for name, values in own.members()}
 
     def budget(self, search: SearchEntry) -> int:
-        """Candidates of a search: its own number, or as many as all grids have members.
+        """Candidates of a search: its own number, or as many as all grids have members; of quick models a few.
 
         Raises:
             ConfigError: neither is there.
@@ -139,7 +144,7 @@ class Protocol:
         if found < 1:
             key = f"protocol.searches.{search.name}.evaluations"
             raise ConfigError(f"{key} is null, and no method has a grid", "a number, where there is no equal cost")
-        return found
+        return min(found, _QUICK) if self.quick else found
 
     def _check_names(self) -> None:
         names = [*(own.name for own in self.methods), *(own.name for own in self.searches)]

@@ -175,7 +175,7 @@ def _published_tables(outcome: Outcome) -> list[Table]:
         return []
     rows = []
     for row in both.rows:
-        rows.append([row, *(_beside(both, row, column) for column in both.columns)])
+        rows.append([row, *(_beside(both, row, column, 1 if published.scale > 1 else 3) for column in both.columns)])
     rows.append(["rank correlation", *(_correlation(both, column) for column in both.columns)])
     note = f"Ours / published (difference). Published: {published.source}"
     if outcome.plan.protocol.stand_in is not None:
@@ -183,17 +183,16 @@ def _published_tables(outcome: Outcome) -> list[Table]:
     return [Table("Beside the published numbers", f"{note}.", ["", *both.columns], rows)]
 
 
-def _beside(both: BesidePublished, row: str, column: str) -> str:
+def _beside(both: BesidePublished, row: str, column: str, digits: int) -> str:
     ours, published = both.ours.get(row, {}).get(column), both.published[row].get(column)
     if ours is None and published is None:
         return ""
     difference = both.difference(row, column)
-    text = f"{_number(ours)} / {_number(published)}"
-    return text if difference is None else f"{text} ({difference:+.1f})" if abs(difference) >= 0.05 else f"{text} (0)"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}" if abs(value) > 1.5 else f"{value:.3f}"
+    text = " / ".join("" if value is None else f"{value:.{digits}f}" for value in (ours, published))
+    if difference is None:
+        return text
+    shown = f"{difference:+.{digits}f}"
+    return f"{text} ({shown if float(shown) else '0'})"
 
 
 def _correlation(both: BesidePublished, column: str) -> str:

@@ -205,6 +205,10 @@ def explain(error: Exception, overrides: Sequence[str]) -> EvomergeError:
     unknown = re.search(r"Could not override '([^']+)'", text)
     if missing_group or unknown:
         key = str((missing_group or unknown)[1])  # type: ignore[index]  # one of the two matched
+        below = re.fullmatch(rf"({'|'.join(sorted(_GROUPS))})@(protocol|experiment)\.\w+", key)
+        if below:
+            given = f"a file of the group {below[2]} sets {below[1]}, and all of its keys are put below {below[2]}"
+            return ConfigError(given, "a first line `# @package _global_`", "put that line at the top of the file")
         return ConfigError(f"there is no key {key!r}", *_instead(key, overrides))
     said = of_a_file(text, _KEYS)
     if said is None and len(chain) > 1:

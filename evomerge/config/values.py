@@ -40,11 +40,17 @@ def converted(value: Any, annotation: Any, key: str) -> Any:
         return _adapter(_exact(annotation)).validate_python(value)
     except ValidationError as error:
         faults = error.errors(include_url=False)
-        first = faults[0]
-        place = ".".join(str(part) for part in first["loc"] if not _is_internal(part))
+        # Of the types that a key takes, the one into which the value fits furthest is meant.
+        first = faults[0] if _is_scalar(value) else max(faults, key=lambda fault: len(_place(fault)))
+        place = ".".join(_place(first))
         messages = [_takes(fault) for fault in faults] if _is_scalar(value) else [_takes(first)]
         allowed = f"it should be {' or '.join(dict.fromkeys(messages))}" + (f" (at {place})" if place else "")
         raise ConfigError(f"{key} is {_shown(value)}", allowed) from error
+
+
+def _place(fault: Any) -> list[str]:
+    """Where in a value a fault is."""
+    return [str(part) for part in fault["loc"] if not _is_internal(part)]
 
 
 def _takes(fault: Any) -> str:

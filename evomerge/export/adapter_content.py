@@ -67,7 +67,7 @@ class AdapterLoss:
         exact = sum(own.exact for own in self.modules.values())
         head = f"{len(self.modules)} modules of {spread}"
         if exact == len(self.modules) and self.error < _SHOWN:
-            return f"{head}; exact: the factors of the sources' own adapters"
+            return f"{head}; exact: the factors of the sources' own adapters, or what they come to in fewer ranks"
         worst = self.worst
         also = f"; {exact} of them exact" if exact else ""
         most = f"{self.modules[worst].error:.2%} at worst ({worst})"

@@ -48,13 +48,16 @@ def _counted(fitness: Fitness | None) -> set[str]:
     return {f"{share.transform} {share.metric.rpartition('/')[2]}".strip() for share in shares()}
 
 
-def warn_settings(config: Config, parts: Parts, memory: MemoryEstimate | None = None) -> None:
+def warn_settings(
+    config: Config, parts: Parts, memory: MemoryEstimate | None = None, *, tested_apart: bool = False
+) -> None:
     """Warn of settings that make the result hard to trust, or that this machine has too little memory for.
 
     Args:
         config: what is asked.
         parts: built from it.
         memory: what the workers take, where that was estimated.
+        tested_apart: whether another run tests the winner, on items of their own.
 
     Raises:
         ConfigError: all held-out items are items of the search, and nobody has said that this is meant.
@@ -96,10 +99,10 @@ def warn_settings(config: Config, parts: Parts, memory: MemoryEstimate | None = 
             f"{slots} {places} and a generation of {popsize}: most of what arrives was drawn {slots // popsize} moves "
             f"before; set strategy.popsize={slots}"
         )
-    if config.held_out is None:
+    if config.held_out is None and not tested_apart:
         _warn(
             "there is no held-out fitness: the best score will be that of the items it was "
-            "chosen on; set one with fitness@held_out=lm_eval held_out.tasks=[...]"
+            f"chosen on; set one with {_held_out_words(config)}"
         )
 
 
@@ -122,6 +125,22 @@ def _nodes(node: object, key: str) -> Iterator[tuple[str, Mapping[str, object]]]
     within = node.get("parts")
     for name, part in within.items() if isinstance(within, Mapping) else ():
         yield from _nodes(part, f"{key}.parts.{name}")
+
+
+_WORDS = {
+    "text_to_image": "fitness@held_out=text_to_image, with held_out.prompts, and a held_out.seed that no image has yet",
+    "files": "fitness@held_out=files held_out.prompts=FILE",
+    "unlabelled": "fitness@held_out=lm_eval held_out.tasks=[...]",
+    "several": "fitness@held_out=NAME, with keys of its own under held_out",
+}
+
+
+def _held_out_words(config: Config) -> str:
+    """What makes a held-out fitness of the kind that the search has."""
+    target = str((to_builtin(config.fitness) or {}).get("_target_", ""))
+    module = target.split(".")[1] if target.startswith("fitness.") else "lm_eval"
+    name = "lm_eval" if module == "lm_eval_tasks" else module
+    return _WORDS.get(name, f"fitness@held_out={name} held_out.tasks=[...]")
 
 
 def warn_of_places(evaluator: Evaluator) -> None:

@@ -138,7 +138,8 @@ def estimate_memory(config: Config, parts: Parts) -> MemoryEstimate | None:
     found = pool.memory()
     found += resident_memory(pool, plans, budget, place, engine.quantise, full)
     most = plan.states if plan else int(room * STATES_SHARE / workers)
-    found.append(states_memory(most if cache.states is None else cache.states, place))
+    if pool.info.network is None:
+        found.append(states_memory(most if cache.states is None else cache.states, place))
     if on_host:
         found += notes_memory(plans, pool, int(room * NOTES_SHARE / workers))
     elif plan is not None:

@@ -94,7 +94,7 @@ def read_rows(file: str, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 f"{key}: {file} cannot be read ({error})", "CSV in UTF-8 with names of columns"
             ) from error
     elif path.suffix in (".jsonl", ".json"):
-        for line in read_lines(file, key):
+        for line in read_lines(file, key, example='{"text": "words", "label": 0}'):
             yield line.where, line.row
     else:
         raise FitnessError(f"{key} names {file!r}", "a file .jsonl, .csv, .tsv or .parquet")

@@ -104,7 +104,7 @@ def _read(term: PromptTerm, include_path: Sequence[str], timeout: float | None) 
         from fitness._lm_eval.prompts import task_prompts
 
         return Prompts(*task_prompts(term.task, include_path, term.limit, timeout))
-    lines = read_lines(term.file, term.where, term.limit)
+    lines = read_lines(term.file, term.where, term.limit, '{"prompt": "words"}')
     texts = [text_of(line, term.key, f"prompts.{term.name}.key") for line in lines]
     return Prompts(texts, [document_of(line, text) for line, text in zip(lines, texts, strict=True)])
 

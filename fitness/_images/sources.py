@@ -22,6 +22,7 @@ from fitness._images.terms import ImageTerm
 from fitness._text_files import read_lines
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+_EXAMPLE = '{"image": "cat.png", "label": "cat"}'
 TABLES = (".csv", ".jsonl", ".json", ".parquet")
 
 
@@ -229,7 +230,7 @@ def _of_folders(folder: Path, key: str) -> list[ImageItem]:
 
 def _of_text(path: Path, key: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
     if path.suffix != ".csv":
-        return [(line.where, line.row) for line in read_lines(str(path), key)]
+        return [(line.where, line.row) for line in read_lines(str(path), key, example=_EXAMPLE)]
     try:
         rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from evomerge.errors import FitnessError, PoolError, reason_of
 from evomerge.models.checkpoints.location import resolve
 from evomerge.models.progress_bars import no_progress_bar
 from evomerge.models.tokenizers import load_tokenizer
-from fitness._images.decoding import require_pillow
+from fitness._images.decoding import require_pillow, require_whole
 from fitness._images.pixels import FILES, load_processor
 from fitness._text_to_image.terms import BY_SET
 
@@ -64,8 +65,20 @@ def check_compared_with(names: Collection[str], values: Mapping[str, Any]) -> No
         check_tower(values["clip"], "clip", texts="clip" in names)
     if any(name in BY_SET for name in names):
         if isinstance(values["features"], str) and values["features"] != PIXELS:
-            check_tower(values["features"], "features")
-        files_in(values["references"], "references")
+            given = values["features"]
+            if not Path(given).expanduser().exists() and get_close_matches(given, [PIXELS], cutoff=0.7):
+                raise FitnessError(f"features is {given!r}, and there is no such folder", f"did you mean {PIXELS!r}?")
+            check_tower(given, "features")
+        check_images(files_in(values["references"], "references"))
+
+
+def check_images(files: Iterable[str]) -> None:
+    """`FitnessError` naming the first file that is no image, or one that breaks off; few are decoded."""
+    for file in files:
+        try:
+            require_whole(Path(file).read_bytes(), file)
+        except OSError as error:
+            raise FitnessError(f"{file} cannot be read ({error.strerror})", "an image") from error
 
 
 class Tower:

@@ -160,10 +160,11 @@ def check_compared(
         )
     if names & {"clip", "ncs"} and prompts is None:
         raise ConfigError("metrics are of prompts, and prompts is not set", "a file or a list of prompts")
-    for key, value in (("features", features), ("references", references)):
-        if names & set(BY_SET) and not value:
-            what = next(name for name in BY_SET if name in names)
-            raise ConfigError(f"metrics has {what!r}, and {key} is not set", "a network and a folder of real images")
+    lacking = [key for key, value in (("features", features), ("references", references)) if not value]
+    if names & set(BY_SET) and lacking:
+        what = next(name for name in BY_SET if name in names)
+        given = f"metrics has {what!r}, and {' and '.join(lacking)} {'are' if lacking[1:] else 'is'} not set"
+        raise ConfigError(given, "features: a network, or pixels; references: a folder of real images")
     if features is not None and not isinstance(features, str) and not callable(features):
         raise ConfigError(f"features is {str(features)[:80]!r}", "a folder, pixels, or a node with _target_")
 
@@ -203,7 +204,7 @@ def read_drawings(
     else:
         rows = []
         jsonl = prompts.endswith((".jsonl", ".json"))
-        for line in read_lines(prompts, "prompts", limit):
+        for line in read_lines(prompts, "prompts", limit, '{"prompt": "a red bicycle"}'):
             text = text_of(line, "prompt" if jsonl else "text")
             image = line.row.get("image", "")
             if not isinstance(image, str):

@@ -40,7 +40,8 @@ def _read(term: TextTerm, include_path: Sequence[str], timeout: float | None) ->
         prompts, documents = task_prompts(term.task, include_path, term.limit, timeout)
         return Source(prompts, len(prompts), documents)
     if term.file:
-        lines = read_lines(term.file, f"texts.{term.name}.file", term.limit)
+        example = f'{{"{term.key}": "words"}}'
+        lines = read_lines(term.file, f"texts.{term.name}.file", term.limit, example)
         texts = [text_of(line, term.key, f"texts.{term.name}.key") for line in lines]
         own = [document_of(line, text) for line, text in zip(lines, texts, strict=True)]
         return Source(texts, len(texts), own)

@@ -186,6 +186,21 @@ def test_in_a_terminal(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert others
 
 
+def test_images_are_rated_on_the_page_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from evomerge.run.folder import RunFolder
+    from evomerge.run.ratings.folder import RatingFolder
+
+    (tmp_path / "ledger.jsonl").write_text("")
+    ratings, rules = RatingFolder(RunFolder(tmp_path).rating), RatingRules(counts={"t": 1})
+    ratings.begin({"search": rules})
+    ratings.candidate("a").write([Text(0, "t", "a cat", "data:image/png;base64,AAAA")], rules)
+    assert main(["rate", str(tmp_path), "--rater", "anna"]) == 2
+    said = capsys.readouterr().err
+    assert "are images" in said
+    assert said.strip().endswith("--rater anna --page")
+    assert not list(ratings.path.glob("*/scores*"))
+
+
 def test_a_terminal_shows_what_models_write_without_obeying_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:

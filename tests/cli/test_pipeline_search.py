@@ -48,6 +48,16 @@ def words(folder: Path, out: Path, **more: Any) -> list[str]:
     return [f"{key}={value}" for key, value in given.items() if value is not None]
 
 
+def test_what_is_said_of_a_search_is_of_images(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["validate", *words(folder, tmp_path / "run", **{"fitness.steps": 3, "fitness.images": 5})]) == 0
+    said = " ".join("".join(capsys.readouterr()).replace("│", " ").split())
+    assert "10 images, 30 steps of the sampler: up to 6 forwards of 8" in said
+    assert "fitness@held_out=text_to_image" in said
+    assert "hidden states" not in said
+
+
 @pytest.mark.slow
 def test_lineages_of_m2n2_with_attention_as_a_chromosome(folder: Path, tmp_path: Path) -> None:
     run = evomerge.search(
@@ -157,6 +167,34 @@ def test_a_single_file_from_the_command_line(folder: Path, tmp_path: Path, capsy
     assert all(name.startswith("model.diffusion_model.") for name in load_file(tmp_path / "out.safetensors"))
     assert main(["merge", str(recipe), str(tmp_path / "out"), "--format", "single"]) == 2
     assert main(["merge", str(recipe), str(tmp_path / "out"), "--format", "lora"]) == 2
+
+
+def test_a_pipeline_that_was_written_is_scored_as_its_recipe(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = evomerge.load_pool({"base": "base", "one": "one"}, "base", root=folder, network="auto")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_recipe(pool.info.linear({"base": 0.5, "one": 0.5})))
+    assert main(["merge", str(recipe), str(tmp_path / "out")]) == 0
+    assert main(["merge", str(recipe), str(tmp_path / "out.safetensors"), "--format", "single"]) == 0
+    clip, prompts = f"fitness.clip={folder / 'clip'}", f"fitness.prompts={folder / 'prompts.txt'}"
+    asked = ["fitness=text_to_image", prompts, clip, "fitness.steps=1", "fitness.size=[16,16]", "--json"]
+    found = []
+    for target in (
+        [str(recipe)],
+        [str(tmp_path / "out")],
+        [str(tmp_path / "out"), "pool.network=unet"],
+        [str(tmp_path / "out"), "pool=pipelines"],
+        [str(tmp_path / "out.safetensors"), f"pool.others={folder / 'base'}"],
+    ):
+        capsys.readouterr()
+        assert main(["evaluate", *target, *asked]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert all(own == found[0] for own in found)
+    assert main(["evaluate", str(tmp_path / "out.safetensors"), *asked]) == 2
+    assert "set pool.others" in capsys.readouterr().err
+    assert main(["evaluate", str(recipe), "pool.network=unet", *asked]) == 2
+    assert "a run and a recipe say it themselves" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -130,6 +130,36 @@ def test_status_resume_and_report_know_it(glue: tuple[Path, list[str]], capsys: 
     assert (folder / "table.md").is_file()
 
 
+@pytest.mark.parametrize("words", [["merge", "{}", "out"], ["export", "{}"], ["evaluate", "{}"]])
+def test_the_run_of_a_protocol_is_no_run_of_a_search(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("grid", "search-one", "test"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+        (tmp_path / "run" / name / "ledger.jsonl").write_text("")
+    (tmp_path / "run" / FILE).write_text("evomerge_protocol: 1\n")
+    assert main([word.format(tmp_path / "run") for word in words]) == 2
+    said = capsys.readouterr().err
+    assert "is the run of a protocol; a part of it that searched" in said
+    assert str(tmp_path / "run" / "search-one") in said
+
+
+def test_a_file_of_ones_own_and_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "protocol").mkdir()
+    file = tmp_path / "protocol" / "ours.yaml"
+    file.write_text("defaults:\n  - override /fitness@held_out: lm_eval\nprotocol: {title: ours}\n")
+    assert main(["protocol", "ours", "--config-dir", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "# @package _global_" in said
+    assert len(said.strip().splitlines()) == 1
+    assert main(["protocol", "gpt2_glue", "--validate", "--pool", str(tmp_path / "none")]) == 2
+    assert "--pool" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_run_that_was_cut_goes_on_and_comes_to_the_same(
     glue: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]

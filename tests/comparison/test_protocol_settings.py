@@ -1,21 +1,26 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 
 from evomerge import conf_dir
 from evomerge.comparison.beside_published import beside_published, spearman
+from evomerge.comparison.columns import Column
+from evomerge.comparison.named import check_named
 from evomerge.comparison.plan import GRID, TEST, Plan, parts_of
-from evomerge.comparison.rows import Column, ComparedRow, Outcome, _against, _with_means
+from evomerge.comparison.rows import ComparedRow, Outcome, _against, _with_means
 from evomerge.comparison.settings import STAND_IN, Protocol, names, require_name
 from evomerge.comparison.tables import Table, as_csv, html, markdown
 from evomerge.config.construct import to_builtin
 from evomerge.errors import ConfigError
+from evomerge.objectives import MetricShare, Objective
 
 ALL = pytest.mark.nightly
 TIES = {"method": "ties", "parameters": {"density": 0.2}, "grid": {"lambda": [0.5, 1.0], "density": [0.1, 0.2]}}
@@ -110,6 +115,57 @@ def test_published_numbers_of_gpt2_on_glue() -> None:
         tasks = [value for column, value in numbers.items() if column != "average"]
         assert len(tasks) == 7, name
         assert abs(np.mean(tasks) - numbers["average"]) < 0.06, name
+
+
+NEVER_RUN = {"clip_b32": ["fisher", "regmean"], "clip_l14": ["fisher", "regmean"], "mergebench": ["regmean++"]}
+"""Rows that were published, and of which a protocol has no method."""
+
+
+@pytest.mark.parametrize("name", names())
+def test_what_protocols_publish_are_rows_and_columns_of_theirs(name: str) -> None:
+    plan = Plan.of(name)
+    if plan.protocol.published is None:
+        return
+    said = check_named(dataclasses.replace(plan, overrides=("fitness.limit=1",)), Tested())  # type: ignore[arg-type]
+    assert [line.split("'")[1] for line in said] == NEVER_RUN.get(name, [])
+    tasks = [own if isinstance(own, str) else own["task"] for own in to_builtin(plan.config.held_out)["tasks"]]
+    assert {column for row in plan.protocol.published.rows.values() for column in row} <= {*tasks, "average"}
+
+
+class Tested:
+    """A fitness that counts one metric of each of two tasks."""
+
+    objectives = (Objective("score", "maximize"),)
+
+    def shares(self) -> list[MetricShare]:
+        return [MetricShare(f"{task}/acc", 1.0, "maximize", "score") for task in ("one_held_out", "two_held_out")]
+
+
+def named(words: list[str] | None = None, **protocol: Any) -> list[str]:
+    made = Protocol(title="T", methods={"average": {"method": "linear"}, "ties": TIES}, **protocol)
+    config: Any = OmegaConf.create({"pool": {"models": {"base": "a", "maths": "b"}}})
+    return check_named(Plan("x", tuple(words or ()), config, made), Tested())  # type: ignore[arg-type]
+
+
+def test_names_of_a_published_table_are_the_protocols() -> None:
+    def rows(**given: Any) -> dict[str, Any]:
+        return {"source": "x", "rows": given}
+
+    numbers = {"one_held_out": 1.0, "average": 2.0}
+    good = {"average": numbers, "maths": numbers, "ties lambda=0.5 density=0.1": numbers, "ties, tuned": numbers}
+    assert not named(published=rows(**good), experts={"one_held_out": "maths"}, forgetting=["two_held_out"])
+    with pytest.raises(ConfigError, match=r"rows has 'avrage', which is no row here; did you mean 'average'"):
+        named(published=rows(avrage=numbers))
+    with pytest.raises(ConfigError, match=r"rows has column 'one_held_uot', .*'one_held_out'"):
+        named(published=rows(average={"one_held_uot": 1.0}))
+    with pytest.raises(ConfigError, match=r"experts has source 'math', .*'maths'"):
+        named(experts={"one_held_out": "math"})
+    (said,) = named(published=rows(average={"one": 1.0, "average": 2.0}))
+    assert "column 'one', which is no column here" in said
+    assert "one_held_out, two_held_out, average" in said
+    (said,) = named(published=rows(ours=numbers))
+    assert "'ours', which is no row here" in said
+    assert not named(["~protocol.methods.ties"], published=rows(avrage={"one": 1.0}))  # what was taken out is meant
 
 
 def row(name: str, kind: Any, **scores: float) -> ComparedRow:

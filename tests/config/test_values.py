@@ -26,6 +26,8 @@ from evomerge.errors import ConfigError
         (bool, "true", "true or false"),
         (str, 3, "a text"),
         (dict[str, float], {"a": True}, "a number (at a)"),
+        (str | list[str] | dict[str, float] | None, {"clip": 1, "fid": "x"}, "a number (at fid)"),
+        (str | list[str] | dict[str, float] | None, ["clip", 3], "a text (at 1)"),
         (list[int], [1, "2"], "a whole number (at 1)"),
         (Sequence[float], [1.0, True], "a number (at 1)"),
         (tuple[int, int], [1, 2.5], "a whole number (at 1)"),

@@ -50,6 +50,9 @@ def test_what_cannot_be_read_is_said_with_its_key(tmp_path: Path) -> None:
         read_lines(str(tmp_path / "bare"), "texts.a.file")
     with pytest.raises(FitnessError, match="there is no folder"):
         read_lines(str(tmp_path / "no" / "text.txt"), "texts.a.file")
+    (tmp_path / "rows.jsonl").write_text("a red bicycle\n")
+    with pytest.raises(FitnessError, match=r'rows.jsonl, line 1 is no JSON: .*lines such as {"text": "words"}'):
+        read_lines(str(tmp_path / "rows.jsonl"), "files")
     (tmp_path / "none.txt").write_text("\n \n")
     with pytest.raises(FitnessError, match="has no texts"):
         read_lines(str(tmp_path / "none.txt"), "files")

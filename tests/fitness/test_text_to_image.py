@@ -186,7 +186,8 @@ def test_scores_of_clip_and_of_distances(folder: Path, pool: Pool, resident: Res
     [
         ({"metrics": "clop"}, ConfigError, "metrics has 'clop'"),
         ({}, ConfigError, "clip is not set"),
-        ({"metrics": "kid"}, ConfigError, "features is not set"),
+        ({"metrics": "kid"}, ConfigError, "features and references are not set"),
+        ({"metrics": "kid", "references": "real"}, ConfigError, "features is not set"),
         ({"metrics": "kid", "features": "pixels"}, ConfigError, "references is not set"),
         ({"metrics": "scorer"}, ConfigError, "scorer is not set"),
         ({"scorer": Brightness(), "steps": 0}, ConfigError, "steps is 0"),
@@ -237,6 +238,14 @@ def test_a_mistake_is_answered_before_anything_is_drawn(given: dict[str, Any], k
             "fitness.features: .*words is a model of kind llama; a model of images$",
         ),
         ({"metrics": "kid", "features": "eyes"}, "references: .*empty has no images"),
+        (
+            {"metrics": "kid", "features": "pixel"},
+            "features is 'pixel', .*did you mean 'pixels'",
+        ),
+        (
+            {"prompts": "prompts.jsonl", "clip": "eyes"},
+            r'line 1 is no JSON: .*lines such as {"prompt": "a red bicycle"}',
+        ),
     ],
 )
 def test_what_images_are_compared_with_is_checked_by_its_small_files(
@@ -251,16 +260,22 @@ def test_what_images_are_compared_with_is_checked_by_its_small_files(
         (tmp_path / name).mkdir()
         for file in ("config.json", *files) if model else ():
             (tmp_path / name / file).write_text(json.dumps({"model_type": model}))
-    if "features" in given:
-        given["references"] = "empty"
+    (tmp_path / "prompts.jsonl").write_text("a cat\n")
+    compared = {"references": "empty"} if "features" in given else {}
     with pytest.raises(FitnessError, match=said):
-        TextToImageFitness(PROMPTS, **given).check()
+        TextToImageFitness(**{"prompts": PROMPTS, **compared, **given}).check()
+
+
+def test_work_is_of_images_and_of_the_samplers_steps() -> None:
+    fitness = TextToImageFitness(PROMPTS, images=2, scorer=Brightness(), steps=8)
+    assert fitness.work() == {"documents": 6, "texts": 6, "written": 0, "drawn": 48}
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         ({"sampler": "EulerScheduler"}, "sampler is 'EulerScheduler'"),
+        ({"sampler": "FlowMatchEulerDiscreteScheduler"}, "of StableDiffusionPipeline takes noise away step by step"),
         ({"arguments": {"guidance_scal": 3}}, "guidance_scal"),
         ({"prompts": None}, "prompts is not set"),
     ],
@@ -269,6 +284,41 @@ def test_what_the_pipeline_does_not_take_is_answered_early(pool: Pool, given: di
     fitness = TextToImageFitness(**{"prompts": PROMPTS, "scorer": Brightness(), **given})
     with pytest.raises((ConfigError, FitnessError), match=said):
         fitness.check_model(pool.config, "")
+
+
+@pytest.mark.parametrize(
+    ("sampler", "said"),
+    [
+        ("DDIMScheduler", "of FluxPipeline matches flows; FlowMatchEuler"),
+        ("UniPCMultistepScheduler", "of FluxPipeline matches flows"),
+        ("FlowMatchHeunDiscreteScheduler", "FluxPipeline says the noise of each step itself"),
+        ("FlowMatchEulerDiscreteScheduler", ""),
+        ("FlowMatchLCMScheduler", ""),
+    ],
+)
+def test_samplers_of_flows(sampler: str, said: str, tmp_path: Path) -> None:
+    flux = open_pipelines(save_pool(tmp_path, "flux", ("base", "one")), "base")
+    fitness = TextToImageFitness(PROMPTS, scorer=Brightness(), sampler=sampler)
+    if not said:
+        fitness.check_model(flux.config, "")
+        return
+    with pytest.raises(ConfigError, match=said):
+        fitness.check_model(flux.config, "")
+
+
+def test_damaged_images_are_named_before_anything_is_drawn(folder: Path, tmp_path: Path) -> None:
+    image = (folder / "real" / "0.png").read_bytes()
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "0.png").write_bytes(image)
+    compared = TextToImageFitness(PROMPTS, metrics="kid", features="pixels", references=str(tmp_path / "real"))
+    compared.check()
+    for content in (b"none", image[:60], image[:-30] + b"x" + image[-29:]):
+        (tmp_path / "real" / "1.png").write_bytes(content)
+        with pytest.raises(FitnessError, match=r"1\.png is"):
+            compared.check()
+    prompts = rows_of_prompts(tmp_path / "prompts.jsonl", ["a cat"], [str(tmp_path / "real" / "1.png")])
+    with pytest.raises(FitnessError, match=r"1\.png is no whole image"):
+        TextToImageFitness(str(prompts), metrics="ncs", clip=str(folder / "clip")).check()
 
 
 def test_another_sampler_draws_otherwise(pool: Pool, resident: Resident) -> None:

@@ -231,6 +231,15 @@ def test_a_typo_is_answered_with_what_was_meant(
         open_pipelines(sd, **{"base": "base", **more})
 
 
+def test_parts_around_another_network_are_refused(sd: dict[str, str], tmp_path: Path) -> None:
+    other = save_pool(tmp_path, "sdxl", ("base",))["base"]
+    with pytest.raises(PoolError, match=r"pool\.others is .*a StableDiffusionXLPipeline around another network"):
+        open_pipelines(sd, "base", others=other)
+    alike = tmp_path / "alike"
+    shutil.copytree(sd["two"], alike)
+    assert open_pipelines(sd, "base", others=str(alike)).config.rest.folder == alike
+
+
 def test_nothing_but_single_files_need_a_folder_beside_them(sd: dict[str, str], tmp_path: Path) -> None:
     files = {name: str(single_file(sd[name], tmp_path / f"{name}.safetensors")) for name in ("one", "two")}
     with pytest.raises(ConfigError, match=r"pool\.others is not set"):

@@ -97,6 +97,23 @@ def test_names_and_files(tmp_path: Path) -> None:
     assert read_sheets(tmp_path / "nothing", ITEMS) == []
 
 
+def test_a_form_that_nobody_filled_in_counts_for_nothing(tmp_path: Path) -> None:
+    (tmp_path / "scores-anna.csv").write_text("item,score\n0,\n1,\n2,\n")  # as the search writes it for her
+    (tmp_path / "scores-anna.jsonl").write_text("".join(f'{{"item": {n}, "score": 3}}\n' for n in range(3)))
+    (anna,) = read_sheets(tmp_path, ITEMS)
+    assert (anna.file, anna.problem, anna.complete(ITEMS)) == ("scores-anna.jsonl", "", True)
+    before = anna.stamp
+    (tmp_path / "scores-anna.csv").write_text("item,score\n0,1\n")
+    (anna,) = read_sheets(tmp_path, ITEMS)
+    assert "one file for each rater" in anna.problem
+    assert anna.stamp != before
+    (tmp_path / "scores-anna.csv").write_text("item,score\n0,\n")
+    (tmp_path / "scores-anna.jsonl").write_text('{"item": 0, "sco')  # half written
+    assert "no JSON" in read_sheets(tmp_path, ITEMS)[0].problem
+    (tmp_path / "scores-anna.jsonl").write_text("")
+    assert read_sheets(tmp_path, ITEMS)[0].file == "scores-anna.csv"
+
+
 def test_a_stamp_changes_with_the_file(tmp_path: Path) -> None:
     before = sheet(tmp_path, "scores.csv", "item,score\n0,1\n").stamp
     assert read_sheets(tmp_path, ITEMS)[0].stamp == before

@@ -81,6 +81,10 @@ def test_a_file_is_read_and_must_be_of_these_models(tmp_path: Path) -> None:
             r"search_space\.recipes\.a\.parameters has 'densty'.*density",
         ),
         ({"method": "ties", "parameters": {"density": 2.0}}, r"density is 2.0"),
+        (
+            {"method": "ties", "parameters": {"weight": "meen"}},
+            r"weight is 'meen'; a number, or mean.* 'mean'",
+        ),
         ({"method": "ties", "parameters": {"density": {"low": 0.1}}}, r"parameters\.density is a range"),
         ({"method": "linear", "parameters": {"normalize": [True, False]}}, r"parameters\.normalize is a range"),
         ({"method": "nearswap"}, r"nearswap.*takes exactly 1 source model"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -64,10 +66,42 @@ def check_sampler(sampler: str, rest: PipelineRest) -> None:
     from evomerge.models.checkpoints.headers import read_json
 
     path = rest.folder / "scheduler" / "scheduler_config.json"
-    _scheduler_class(sampler)
-    if "scheduler" not in read_pipeline(rest.folder).parts:
+    cls, parts = _scheduler_class(sampler), read_pipeline(rest.folder).parts
+    if "scheduler" not in parts:
         raise ConfigError(f"sampler is {sampler!r}", f"the pipeline {rest.folder} has no scheduler", "leave it out")
-    read_json(path, "how noise is taken away")
+    settings, own = read_json(path, "how noise is taken away"), parts["scheduler"][1]
+    if sampler == own:
+        return
+    given, do = f"sampler is {sampler!r}", "leave it out for the pipeline's own"
+    if _flows(own, settings) != _flows(sampler, settings, cls):
+        kind = "matches flows" if _flows(own, settings) else "takes noise away step by step"
+        raise ConfigError(f"{given}, and {own} of {rest.pipeline} {kind}", _of_kind(own, settings), do)
+    if _SETS_SIGMAS.search(inspect.getsource(pipeline_class(rest.pipeline).__call__)) and not _takes_sigmas(cls):
+        given = f"{given}, and {rest.pipeline} says the noise of each step itself"
+        raise ConfigError(given, _of_kind(own, settings), do)
+
+
+_SETS_SIGMAS = re.compile(r"^\s*sigmas = ", re.MULTILINE)
+"""In the call of a pipeline that gives its scheduler the noise of each step."""
+
+
+def _flows(name: str, settings: Mapping[str, Any], cls: Any = None) -> bool:
+    """Whether a scheduler with a pipeline's settings goes along flows; of another class than theirs where `cls` is."""
+    if name.startswith("FlowMatch"):
+        return True
+    said = bool(settings.get("use_flow_sigmas")) or settings.get("prediction_type") == "flow_prediction"
+    return said and (cls is None or "use_flow_sigmas" in inspect.signature(cls.__init__).parameters)
+
+
+def _takes_sigmas(cls: Any) -> bool:
+    return "sigmas" in inspect.signature(cls.set_timesteps).parameters
+
+
+def _of_kind(own: str, settings: Mapping[str, Any]) -> str:
+    """Samplers that may stand for a pipeline's own, some of them."""
+    if _flows(own, settings):
+        return "FlowMatchEulerDiscreteScheduler, or another that matches flows"
+    return "DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler, or another of that kind"
 
 
 def _scheduler_class(sampler: str) -> Any:

@@ -107,6 +107,8 @@ def open_pipelines(
     config.num_hidden_layers = layout.layers
     config.rest = PipelineRest(giver.folder, part, giver.class_name, whose)
     ignored = {*_IMMATERIAL, *ignore_config}
+    if not whose:
+        _check_giver(giver, part, reference, config, {*ignored, "sample_size"})
     stored = {name: dict.fromkeys(layout.parameters) for name in models}
     names: dict[str, Mapping[str, str]] = {name: {key: key for key in own} for name, own in stored.items()}
     for name, own in checkpoints.items():
@@ -237,6 +239,25 @@ def _check_scheduler(name: str, own: PipelineFolder, giver: PipelineFolder, whos
             f"it predicts {str(kinds[0])[:40]} ({_PREDICTS} of its scheduler), {whose or giver.folder} "
             f"{str(kinds[1])[:40]}",
             "networks that predict the same",
+        )
+
+
+def _check_giver(
+    giver: PipelineFolder, part: str, reference: str, wanted: NetworkConfig, ignored: Collection[str]
+) -> None:
+    """Refuse other parts of a pipeline whose own network is of another kind than the pool's.
+
+    What its text encoders, autoencoder and scheduler give and take goes with that network alone.
+    """
+    if not (giver.folder / part / "config.json").is_file():
+        return
+    own = NetworkConfig(read_json(giver.folder / part / "config.json", "the network's configuration"), giver.folder)
+    problems = _config_problems(giver.class_name, own, reference, wanted, ignored)
+    if problems:
+        raise PoolError(
+            f"pool.others is {giver.folder}, a {giver.class_name} around another network: {problems[0].given}",
+            f"the other parts of a pipeline whose {part} is as that of {reference!r}",
+            "set pool.others to one of the models that is a whole pipeline, or leave it out",
         )
 
 

@@ -186,5 +186,5 @@ then they are counted once, and the folder has a file {ACCEPTED}. Who likes a te
   evomerge rate RUN --rater NAME
 
 Programs read outputs.jsonl (a text on each line: item, task, prompt, text) and write scores-NAME.jsonl, a line
-{line} {often}.
+{line} {often}. A scores-NAME.csv without scores may stay beside it.
 """

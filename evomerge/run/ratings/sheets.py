@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from evomerge.run.ratings.rules import ANYONE, RATER, RatingRules
@@ -60,11 +60,18 @@ def read_sheets(folder: Path, rules: RatingRules) -> list[Sheet]:
         if name.endswith(_LEFT_BY_EDITORS):
             continue
         sheet = _read(folder / name, rules)
-        if sheet.rater in found:
-            both = f"{found[sheet.rater].file} and {name} are both of {sheet.rater}: one file for each rater"
-            sheet = Sheet(sheet.rater, name, problem=both, stamp=(*found[sheet.rater].stamp, *sheet.stamp))
-        found[sheet.rater] = sheet
+        found[sheet.rater] = _one_of(found[sheet.rater], sheet) if sheet.rater in found else sheet
     return list(found.values())
+
+
+def _one_of(first: Sheet, second: Sheet) -> Sheet:
+    """The one that counts of two files of a rater: a form that nobody has filled in counts for nothing."""
+    stamp = (*first.stamp, *second.stamp)
+    for own, other in ((first, second), (second, first)):
+        if not other.problem and not other.scores:
+            return replace(own, stamp=stamp)
+    both = f"{first.file} and {second.file} are both of {first.rater}: one file for each rater"
+    return Sheet(second.rater, second.file, problem=both, stamp=stamp)
 
 
 def _read(path: Path, rules: RatingRules) -> Sheet:
