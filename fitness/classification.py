@@ -16,7 +16,8 @@ from evomerge.candidate import Part
 from evomerge.errors import FitnessError, nearest
 from evomerge.objectives import MetricShare, Objective
 from evomerge.protocols import Scores
-from fitness._classification.terms import objective_weights, parse_per_class, parse_split, parse_tasks, shares_of
+from fitness._classification.metric_terms import parse_per_class
+from fitness._classification.terms import objective_weights, parse_split, parse_tasks, shares_of
 from fitness._lm_eval.terms import plain
 from fitness._text_files import check_text_file
 from fitness._unlabelled.values import whole

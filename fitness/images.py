@@ -12,7 +12,7 @@ import numpy as np
 from evomerge.candidate import Part
 from evomerge.errors import FitnessError
 from evomerge.protocols import Scores
-from fitness._classification.terms import parse_per_class
+from fitness._classification.metric_terms import parse_per_class
 from fitness._images.headed import HeadedImages
 from fitness._images.labels import Answers, right_answers
 from fitness._images.parts import among, places_of

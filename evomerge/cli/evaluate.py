@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from evomerge.cli.all_tasks import open_heads, refuse_parts
+from evomerge.cli.evaluated_target import check_target, check_there
 from evomerge.cli.options import add_import_option, add_preference_option, add_trust_option, chosen
 from evomerge.cli.pipeline_target import KEYS, open_drawing, refuse_keys
 from evomerge.cli.scored_tasks import check_tasks, keep_tasks_of_head
@@ -59,13 +60,13 @@ def run(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(list(arguments))
 
     _check_used(options.overrides)
-    _check_there(options.target, options.overrides)
+    check_there(options.target, options.overrides)
     options.target = chosen(options.target, options.preference)
     refuse_parts(options.target, options.task)
     named = [f"imports={name}" for name in options.imports]
     config = _config(options.target, options.overrides, None if options.trust else [*options.overrides, *named])
     import_modules(options.imports, "--import")
-    _check_target(options.target, _root(config, options.overrides))
+    check_target(options.target, _root(config, options.overrides))
     import_modules(config.imports, "imports")
     if (device := config.evaluator.get("device", "auto")) != "auto":
         from evomerge.evaluation.devices import check_device
@@ -129,43 +130,6 @@ def run(arguments: Sequence[str]) -> int:
     else:
         print_scores(options.target, evaluation)
     return 0
-
-
-def _check_there(target: str, overrides: Sequence[str]) -> None:
-    """Refuse a run or a recipe that is not there, and a part of a run."""
-    from evomerge.cli.sources import hint, near_run, require_no_part
-
-    path = Path(target)
-    require_no_part(target)
-    if path.exists():
-        return
-    allowed = "a run folder, a recipe file, a model folder or a hub id"
-    if path.suffix in (".yaml", ".yml"):
-        raise ConfigError(f"there is no file {target}", allowed)
-    if hint(path, beside=True):  # a hub id has a slash too, and no folder of runs before it
-        raise ConfigError(f"there is no run {target}", allowed, hint(path, beside=True))
-    if "/" not in target and (meant := near_run(path)):
-        raise ConfigError(f"there is no run {target}", allowed, f"did you mean {meant!r}?")
-    if not overrides:
-        do = "a model of the hub needs something to be scored on: fitness.tasks=[...] or experiment=NAME"
-        raise ConfigError(f"there is no file or folder {target}", allowed, do)
-
-
-def _check_target(target: str, root: str | None) -> None:
-    """Refuse what is neither there nor can be a hub's, and a run without a best recipe."""
-    path = Path(target)
-    if (path / LEDGER).is_file():
-        from evomerge.session.best_recipe import best_recipe
-
-        best_recipe(path)
-        return
-    if path.is_file():
-        return  # opening it says what is wrong with it
-    from evomerge.cli.sources import one_model
-    from evomerge.models.pool_settings import check_places
-
-    with one_model("model"):
-        check_places({"model": target}, root)
 
 
 def _root(config: Config, overrides: Sequence[str]) -> str | None:

@@ -10,7 +10,8 @@ import numpy as np
 from evomerge.candidate import Items
 from evomerge.errors import FitnessError
 from fitness._classification import metrics as m
-from fitness._classification.terms import TOLD_TOGETHER, CountedTerm, MetricTerm, objective_weights
+from fitness._classification.metric_terms import TOLD_TOGETHER, MetricTerm
+from fitness._classification.terms import CountedTerm, objective_weights
 
 ERROR = "error"
 """Of every item: of classes 0 where right, else one more than the class that it was taken for; of numbers the

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import FitnessError, nearest, reason_of
-from fitness._classification.terms import CORRELATIONS, MATTHEWS, SplitTerm, TaskTerm
+from fitness._classification.metric_terms import CORRELATIONS, MATTHEWS
+from fitness._classification.terms import SplitTerm, TaskTerm
 from fitness._documents import Document, asked_hash, content_hash
 from fitness._text_files import check_text_file, read_lines
 

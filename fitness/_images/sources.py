@@ -14,8 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from evomerge.errors import FitnessError, nearest
+from fitness._classification.metric_terms import MATTHEWS
 from fitness._classification.tables import in_part
-from fitness._classification.terms import MATTHEWS, SplitTerm
+from fitness._classification.terms import SplitTerm
 from fitness._documents import Document
 from fitness._images.decoding import require_whole
 from fitness._images.terms import ImageTerm

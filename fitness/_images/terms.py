@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 from evomerge.errors import ConfigError, nearest
-from fitness._classification.terms import CLASS_METRICS, MetricTerm, listed_tasks, parse_metrics, parse_per_class
+from fitness._classification.metric_terms import CLASS_METRICS, MetricTerm, parse_metrics, parse_per_class
+from fitness._classification.terms import listed_tasks
 from fitness._unlabelled.values import finite, require_keys, whole
 
 OBJECTIVE = "score"

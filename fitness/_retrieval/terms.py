@@ -9,7 +9,8 @@ from typing import Any
 
 from evomerge.errors import ConfigError, nearest
 from evomerge.models.sentence_encoder import LATE_SIMILARITIES, POOLING, SIMILARITIES, TOKENS
-from fitness._classification.terms import MetricTerm, listed_tasks, require_apart, weighted_metrics
+from fitness._classification.metric_terms import MetricTerm, weighted_metrics
+from fitness._classification.terms import listed_tasks, require_apart
 from fitness._unlabelled.values import finite, require_keys, whole
 
 RANKED = {"ndcg": 10, "mrr": 10, "recall": 100, "hit": 1}

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from evomerge.errors import ConfigError, nearest
-from fitness._classification.terms import MetricTerm, listed_tasks, require_apart, weighted_metrics
+from fitness._classification.metric_terms import MetricTerm, weighted_metrics
+from fitness._classification.terms import listed_tasks, require_apart
 from fitness._images.terms import OBJECTIVE, OF_ALL, parse_common
 from fitness._unlabelled.values import whole
 
