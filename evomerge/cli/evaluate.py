@@ -282,8 +282,8 @@ def _recipe(target: str, config: Config, overrides: Sequence[str], *, trust: boo
         return with_dtype(recipe, chosen), replace(pool, info=replace(pool.info, dtype=chosen))
     if (headed := open_heads(target, dtype, trust=trusted)) is not None:
         return headed
-    pool = open_drawing(target, settings, given, root, dtype)
-    if pool is None:
+    opened = open_drawing(target, settings, given, root, dtype)
+    if opened is None:
         with one_model("model"):
-            pool = open_pool({"model": target}, root=root, dtype=dtype, trust_remote_code=trusted)
-    return pool.info.linear({"model": 1.0}), pool
+            opened = open_pool({"model": target}, root=root, dtype=dtype, trust_remote_code=trusted)
+    return opened.info.linear({"model": 1.0}), opened
