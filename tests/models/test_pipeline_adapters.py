@@ -137,59 +137,66 @@ def test_files_of_kohyas_scripts_and_of_lycoris(kind: str, names: str, base: Pat
     check(pool, merged(model))
 
 
-def two_adapters(base: Path, folder: Path) -> Path:
-    """Of the network and of the text encoder in one file, as diffusers saves them."""
+TEXTS = {"sd": ["text_encoder"], "sdxl": ["text_encoder", "text_encoder_2"]}
+
+
+def adapters_of_all(folder: Path, kind: str, out: Path) -> Path:
+    """Of the network and of the text encoders in one file, as diffusers saves them."""
     from peft.utils import get_peft_model_state_dict
 
-    made = loaded(base)
-    for part, own in ((made.unet, LINEAR), (made.text_encoder, ["q_proj", "fc1"])):
-        part.add_adapter(LoraConfig(r=2, lora_alpha=5, target_modules=own, init_lora_weights=False))
-    settings = {name: getattr(made, name).peft_config["default"].to_dict() for name in ("unet", "text_encoder")}
-    made.save_lora_weights(
-        folder,
-        get_peft_model_state_dict(made.unet),
-        get_peft_model_state_dict(made.text_encoder),
-        unet_lora_adapter_metadata=settings["unet"],
-        text_encoder_lora_adapter_metadata=settings["text_encoder"],
-    )
-    return folder / "pytorch_lora_weights.safetensors"
+    made = diffusers.DiffusionPipeline.from_pretrained(folder)
+    given = {}
+    for part in ("unet", *TEXTS[kind]):
+        own = getattr(made, part)
+        targets = LINEAR if part == "unet" else ["q_proj", "fc1"]
+        own.add_adapter(LoraConfig(r=2, lora_alpha=5, target_modules=targets, init_lora_weights=False))
+        given[f"{part}_lora_layers"] = get_peft_model_state_dict(own)
+        given[f"{part}_lora_adapter_metadata"] = own.peft_config["default"].to_dict()
+    made.save_lora_weights(out, **given)
+    return out / "pytorch_lora_weights.safetensors"
 
 
-def in_kohyas_form(file: Path, out: Path) -> Path:
+def in_kohyas_form(file: Path, kind: str, out: Path) -> Path:
     content = {}
+    texts = dict(zip(TEXTS[kind], ["lora_te"] if kind == "sd" else ["lora_te1", "lora_te2"], strict=True))
     for name, own in load_file(file).items():
         part, _, rest = name.partition(".")
         module, _, last = rest.replace(".lora.", ".lora_").partition(".lora_")
         side = "down" if last.startswith(("A", "down", "linear_layer.down")) else "up"
-        flat = f"{'lora_unet' if part == 'unet' else 'lora_te'}_{module.replace('.', '_')}"
+        flat = f"{texts.get(part, 'lora_unet')}_{module.replace('.', '_')}"
         content[f"{flat}.lora_{side}.weight"] = own
         content[f"{flat}.alpha"] = torch.tensor(5.0)
     save_file(content, out)
     return out
 
 
+@pytest.mark.parametrize("kind", ["sd", pytest.param("sdxl", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
-def test_text_encoders_have_the_adapter_of_the_model_that_gives_them(form: str, base: Path, tmp_path: Path) -> None:
-    file = two_adapters(base, tmp_path / "lora")
-    other = loaded(base)
+def test_text_encoders_have_the_adapter_of_the_model_that_gives_them(form: str, kind: str, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    pipeline(kind).save_pretrained(folder)
+    file = adapters_of_all(folder, kind, tmp_path / "lora")
+    plain, other = (diffusers.DiffusionPipeline.from_pretrained(folder) for _ in range(2))
     other.load_lora_weights(str(file.parent))
     other.fuse_lora()
     other.unload_lora_weights()
-    wanted, plain = dict(other.text_encoder.named_parameters()), dict(loaded(base).text_encoder.named_parameters())
-    assert any(not torch.equal(own, plain[name]) for name, own in wanted.items())
-    file = in_kohyas_form(file, tmp_path / "kohya.safetensors") if form == "kohya" else file
-    models = {"base": str(base), "own": f"{base}+{file}"}
+    file = in_kohyas_form(file, kind, tmp_path / "kohya.safetensors") if form == "kohya" else file
+    models = {"base": str(folder), "own": f"{folder}+{file}"}
     with warnings.catch_warnings():
         warnings.simplefilter("error", EvomergeWarning)
         pool = open_pipelines(models, "base", others="own")
     check(pool, dict(other.unet.state_dict()))
     recipe = pool.info.linear({"own": 1.0})
-    out = write_pipeline(recipe, pool, tmp_path / "out")
-    held = assemble(loaded(base).unet, pool.config.rest, torch.float32, torch.device("cpu"))
-    for made in (held, loaded(out)):
-        own = dict(made.text_encoder.named_parameters())
-        assert own.keys() == wanted.keys()
-        assert all(torch.allclose(own[name], each, rtol=1e-5, atol=1e-6) for name, each in wanted.items())
+    written = diffusers.DiffusionPipeline.from_pretrained(write_pipeline(recipe, pool, tmp_path / "out"))
+    held = assemble(plain.unet, pool.config.rest, torch.float32, torch.device("cpu"))
+    for part in TEXTS[kind]:
+        wanted = dict(getattr(other, part).named_parameters())
+        before = dict(getattr(plain, part).named_parameters())
+        assert sum(not torch.equal(own, before[name]) for name, own in wanted.items()) == 2
+        for made in (held, written):
+            own = dict(getattr(made, part).named_parameters())
+            assert own.keys() == wanted.keys()
+            assert all(torch.allclose(own[name], each, rtol=1e-5, atol=1e-6) for name, each in wanted.items())
     assert pool_of_recipe(recipe).config.rest == pool.config.rest
     with pytest.warns(EvomergeWarning, match="are of text encoders"):
         assert open_pipelines(models, "base").config.rest.adapter is None
