@@ -4,7 +4,8 @@
     python scripts/digits_diffusion.py train WORK --seed 0     # checkpoints, moving averages, specialists
     python scripts/digits_diffusion.py lcsc WORK --seed 0      # the search, and KID on noise that it has not seen
     python scripts/digits_diffusion.py m2n2 WORK --seed 0      # M2N2, one slerp for all, and CMA-ES over blocks
-    python scripts/digits_diffusion.py table WORK              # of all seeds, as Markdown
+
+`scripts/digits_diffusion_table.py WORK` makes tables of all seeds.
 
 The pipelines are of Stable Diffusion's kind, at 8 by 8 pixels: a U-Net with cross-attention to embeddings of prompts
 such as "a 7", and an autoencoder without any reduction. What is drawn is judged by a network of `fitness.digits_drawn`,
@@ -15,14 +16,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-
-Floats = NDArray[np.float64]
 
 DIGITS = list(range(10))
 EVEN, ODD = DIGITS[::2], DIGITS[1::2]
@@ -32,15 +29,16 @@ RATE = 3e-3
 EVERY = 10
 FIRST = 110
 """The first of the checkpoints that LCSC combines."""
-BASE = 160
+BASE = 200
 """Steps after which the specialists part."""
-SPECIAL = 200
+SPECIAL = 120
 RATES = (0.9, 0.95, 0.98)
 """Of moving averages that are kept up at every step, as diffusers does: higher ones are never reached, since its
 averages warm up."""
 SEARCH_IMAGES, HELD_OUT_IMAGES = 30, 100
 """Of each digit."""
-SAMPLER_STEPS = 4
+LCSC_STEPS, MERGE_STEPS = 4, 2
+"""Of the sampler."""
 
 
 def prompts(which: list[int]) -> list[str]:
@@ -86,6 +84,7 @@ def build(seed: int) -> Any:
         clip_sample=False,
         prediction_type="v_prediction",
         timestep_spacing="trailing",
+        steps_offset=1,
     )
     parts: dict[str, Any] = {"vae": autoencoder, "text_encoder": text_encoder(), "tokenizer": tokenizer()}
     parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -200,12 +199,17 @@ def search(*words: str) -> None:
 
 
 def drawing(work: Path, part: str, images: int, *, kid: bool) -> list[str]:
-    """Overrides of a fitness: ten prompts, some images of each, ten steps."""
+    """Overrides of a fitness: ten prompts, some images of each, few steps."""
     key = "fitness" if part == "search" else "held_out"
     seed = 0 if part == "search" else 1_000_000
     words = [f"fitness@{key}=text_to_image" if key != "fitness" else "fitness=text_to_image"]
     words += [f"{key}.prompts=[{','.join(prompts(DIGITS))}]", f"{key}.images={images}", f"{key}.seed={seed}"]
-    words += [f"{key}.steps={SAMPLER_STEPS}", f"{key}.guidance=1.0", f"{key}.size=[8,8]", f"{key}.batch_size=200"]
+    words += [
+        f"{key}.steps={LCSC_STEPS if kid else MERGE_STEPS}",
+        f"{key}.guidance=1.0",
+        f"{key}.size=[8,8]",
+        f"{key}.batch_size=200",
+    ]
     if kid:
         words += [f"{key}.metrics=kid", f"{key}.references={work}/real"]
         words += [f"{key}.features={{_target_: fitness.digits_drawn.DigitFeatures}}"]
@@ -254,7 +258,8 @@ def m2n2(work: Path, seed: int) -> None:
     folder = work / f"seed{seed}"
     for name, words in WAYS.items():
         search(
-            *("pool=pipelines", f"pool.models={{even: {folder}/even, odd: {folder}/odd}}"),
+            *("pool=pipelines", f"pool.models={{base: {folder}/base, even: {folder}/even, odd: {folder}/odd}}"),
+            "pool.base=base",
             *words,
             *(f"search.seed={seed}", f"search.evaluations={30 if name == 'slerp' else 120}"),
             f"run_dir={work}/runs/{name}-{seed}",
@@ -263,72 +268,14 @@ def m2n2(work: Path, seed: int) -> None:
         )
 
 
-def held_out(run: Path) -> dict[str, Floats]:
-    """By model what each held-out image got; the winner is ``best``."""
-    from evomerge.report.outcome import read_run
-
-    record = read_run(run)
-    models = {own.name: own.evaluation for own in record.baselines}
-    if record.best is not None:
-        models["best"] = record.best.evaluation
-    return {name: next(iter(own.items.values())) for name, own in models.items()}
-
-
-def compared(one: Sequence[Floats], other: Sequence[Floats], lower: bool) -> str:
-    """How much better the first is, of several seeds' runs: the difference of means, and the p-value by image."""
-    from evomerge.report.formatting import p_text
-    from evomerge.report.statistics import compare
-
-    tasks = [{str(seed): own for seed, own in enumerate(side)} for side in (one, other)]
-    found = compare(*tasks, lower_is_better=set(tasks[0]) if lower else ())
-    return f"{found.difference:+.3f} ({p_text(found.p_value)})"
-
-
-def table(work: Path) -> None:
-    """What the runs' ledgers say of held-out images: a row for each seed, and one for all."""
-    seeds = sorted(int(path.name.rpartition("-")[2]) for path in (work / "runs").glob("averages-*"))
-    rows = []
-    for seed in seeds:
-        own = held_out(work / "runs" / f"lcsc-{seed}")
-        trained = held_out(work / "runs" / f"averages-{seed}")
-        means = {name: each for name, each in {**own, **trained}.items() if name.lower().startswith("ema")}
-        last = next(name for name in own if name.startswith("step-"))
-        best = min(means, key=lambda name: means[name].mean())
-        rows.append((str(seed), [own[last], own["uniform average"], means[best], own["best"]], f" ({best})"))
-    _print(["", "last", "uniform", "best EMA", "LCSC", "over last", "over uniform", "over best EMA"], rows, lower=True)
-    seeds = [seed for seed in seeds if (work / "runs" / f"cma_es-{seed}").is_dir()]
-    rows = []
-    for seed in seeds:
-        runs = {name: held_out(work / "runs" / f"{name}-{seed}") for name in WAYS}
-        models = [runs["m2n2"][name] for name in ("even", "odd", "uniform average")]
-        rows.append((str(seed), [*models, *(runs[name]["best"] for name in ("slerp", "cma_es", "m2n2"))], ""))
-    names = ["even", "odd", "average", "slerp", "CMA-ES"]
-    _print(["", *names, "M2N2", *(f"over {name}" for name in names)], rows, lower=False)
-
-
-def _print(head: list[str], rows: Sequence[tuple[str, list[Floats], str]], *, lower: bool) -> None:
-    print(f"| {' | '.join(head)} |\n| {' | '.join(['---'] * len(head))} |")
-    every = [(name, [[own] for own in models], note) for name, models, note in rows]
-    if len(rows) > 1:
-        every.append(("all", [list(own) for own in zip(*(models for _, models, _ in rows), strict=True)], ""))
-    for name, columns, note in every:
-        cells = [f"{np.mean([own.mean() for own in column]):.3f}" for column in columns]
-        cells[len(cells) - 2] += note
-        cells += [compared(columns[-1], column, lower) for column in columns[:-1]]
-        print(f"| {name} | {' | '.join(cells)} |")
-
-
 def main() -> None:
     """What the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=("all", "train", "lcsc", "m2n2", "table"))
+    parser.add_argument("verb", choices=("all", "train", "lcsc", "m2n2"))
     parser.add_argument("work", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     work = options.work.absolute()
-    if options.verb == "table":
-        table(work)
-        return
     parts = {"train": train, "lcsc": lcsc, "m2n2": m2n2}
     for name in parts if options.verb == "all" else [options.verb]:
         parts[name](work, options.seed)

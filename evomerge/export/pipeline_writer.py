@@ -13,16 +13,18 @@ import torch
 from evomerge.export.adapter_card import PIPELINE
 from evomerge.export.model_card import ScoreLine, model_card
 from evomerge.export.output import check_output, check_space, new_folder
-from evomerge.export.shards import ShardWriter
+from evomerge.export.shards import DTYPES, Declared, ShardWriter
 from evomerge.export.writer import MAX_SHARD_BYTES, RECIPE_FILE, Progress, declared_tensors
 from evomerge.merge.execution.notes import Notes
 from evomerge.merge.execution.streaming import stream_slice
 from evomerge.merge.planning.plan import make_plan
 from evomerge.models.checkpoints.headers import read_json
 from evomerge.models.checkpoints.side_files import check_inside
+from evomerge.models.pipelines.adapters import FoldedNetwork
 from evomerge.models.pipelines.checkpoint import SINGLE
 from evomerge.models.pipelines.folders import INDEX, read_pipeline
 from evomerge.models.pipelines.rest import PipelineRest
+from evomerge.models.pipelines.text_encoders import adapted_text_encoders
 from evomerge.models.pool import Pool
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.yaml_reader import dump_recipe
@@ -44,8 +46,9 @@ def write_pipeline(
 ) -> Path:
     """Merge the network of a recipe slice by slice and write a pipeline around it.
 
-    The other parts are copied from where `recipe.network` says, the network's configuration is that of
-    `recipe.config_from`. Beside them are the index of the pipeline, a model card and the recipe.
+    The other parts are copied from where `recipe.network` says, and that model's adapter is folded into its text
+    encoders. The network's configuration is that of `recipe.config_from`. Beside them are the index of the pipeline, a
+    model card and the recipe.
 
     Args:
         recipe: what to merge.
@@ -69,7 +72,11 @@ def write_pipeline(
     rest: PipelineRest = pool.config.rest
     plan = make_plan(recipe, pool)
     declared = declared_tensors(plan, pool, recipe)
-    copied = other_files(rest)
+    copied, adapted = other_files(rest), adapted_text_encoders(rest)
+    weights = {
+        place: file for place, file in copied.items() if place.parts[0] in adapted and ".safetensors" in place.name
+    }
+    copied = {place: file for place, file in copied.items() if place not in weights}
     card = model_card(
         recipe,
         pool.layout,
@@ -84,7 +91,11 @@ def write_pipeline(
         network = folder / rest.network
         network.mkdir()
         with ShardWriter(network, declared, max_shard_bytes, single=SINGLE, shards_alike=True) as shards:
-            check_space(folder, out, shards.nbytes + sum(file.stat().st_size for file in copied.values()))
+            check_space(
+                folder,
+                out,
+                shards.nbytes + sum(file.stat().st_size for own in (copied, weights) for file in own.values()),
+            )
             done, notes = 0, Notes(0)
             for entry in plan.slices:
                 for name, begin, piece in stream_slice(entry, pool, device, notes=notes):
@@ -93,6 +104,9 @@ def write_pipeline(
                 if progress is not None:
                     progress(done, shards.tensor_bytes)
             shards.finish()
+        for part, texts in adapted.items():
+            (folder / part).mkdir()
+            _write_texts(texts, folder / part, max_shard_bytes)
         for place, file in copied.items():
             target = folder / place
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -105,6 +119,16 @@ def write_pipeline(
         (folder / RECIPE_FILE).write_text(dump_recipe(recipe), encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
     return out
+
+
+def _write_texts(texts: FoldedNetwork, folder: Path, max_shard_bytes: int) -> None:
+    """A text encoder's tensors, those that an adapter changes with it."""
+    kinds = {written: dtype for dtype, written in DTYPES.items()}
+    declared = [Declared(name, kinds[own.dtype], tuple(own.shape)) for name, own in texts.tensors.items()]
+    with ShardWriter(folder, declared, max_shard_bytes) as shards:
+        for name in texts.tensors:
+            shards.write_piece(name, 0, texts.read(name))
+        shards.finish()
 
 
 def other_files(rest: PipelineRest) -> dict[Path, Path]:
@@ -129,8 +153,11 @@ def pipeline_section(rest: PipelineRest) -> str:
     """What the card says of the parts."""
     parts = [part for part in read_pipeline(rest.folder).parts if part != rest.network]
     whose = rest.whose or rest.folder.name
+    texts = ", ".join(adapted_text_encoders(rest))
+    folded = f" Into {texts} an adapter is folded." if texts else ""
     return (
-        f"Merged is the {rest.network} of a {rest.pipeline}. The other parts are those of {whose}: {', '.join(parts)}."
+        f"Merged is the {rest.network} of a {rest.pipeline}. The other parts are those of {whose}: "
+        f"{', '.join(parts)}.{folded}"
     )
 
 

@@ -20,6 +20,7 @@ from evomerge.models.memory import out_of_memory
 from evomerge.models.pipelines.assembling import assemble
 from evomerge.models.pipelines.checkpoint import NetworkCheckpoint
 from evomerge.models.pipelines.folders import read_pipeline
+from evomerge.models.pipelines.text_encoders import adapted_text_encoders
 from fitness._text_to_image.distances import Real
 from fitness._text_to_image.features import PIXELS, Extractor, Images, Tower, files_in, load_images, pixels_of, unit
 from fitness._text_to_image.terms import BY_SET, Drawing, ScoreTerm
@@ -215,7 +216,7 @@ class Prepared:
         """All that scores depend on, but for the network itself."""
         how, rest = self._how, model.rest
         pipeline = read_pipeline(rest.folder)
-        others = {}
+        others, adapted = {}, adapted_text_encoders(rest)
         for name in sorted(pipeline.parts):
             if name == rest.network:
                 continue
@@ -224,6 +225,8 @@ class Prepared:
             others[name] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
             if (own / "config.json").is_file() and any(own.glob("diffusion_pytorch_model*.safetensors")):
                 others[name].append(NetworkCheckpoint(rest.folder, name).fingerprint())
+            if name in adapted:
+                others[name].append(adapted[name].adapter.fingerprint())
             part = getattr(self._pipeline, name, None)
             if isinstance(part, torch.nn.Module):
                 digest = hashlib.sha256()

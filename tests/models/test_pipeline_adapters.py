@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from tiny_pipelines import network_of, pipeline
 
 from evomerge.errors import EvomergeWarning, PoolError
+from evomerge.export.pipeline_writer import write_pipeline
 from evomerge.models.opening import pool_of_recipe
+from evomerge.models.pipelines.assembling import assemble
 from evomerge.models.pipelines.opening import open_pipelines
 from evomerge.models.pool import Pool
 
@@ -130,9 +132,74 @@ def test_files_of_kohyas_scripts_and_of_lycoris(kind: str, names: str, base: Pat
     content["lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"] = torch.zeros(2, 16)
     file = tmp_path / "own.safetensors"
     save_file(content, file)
-    with pytest.warns(EvomergeWarning, match="1 tensors of .* are of text encoders"):
+    with pytest.warns(EvomergeWarning, match="1 tensors of .* are of text encoders.*pool.others"):
         pool = opened(base, file)
     check(pool, merged(model))
+
+
+TEXTS = {"sd": ["text_encoder"], "sdxl": ["text_encoder", "text_encoder_2"]}
+
+
+def adapters_of_all(folder: Path, kind: str, out: Path) -> Path:
+    """Of the network and of the text encoders in one file, as diffusers saves them."""
+    from peft.utils import get_peft_model_state_dict
+
+    made = diffusers.DiffusionPipeline.from_pretrained(folder)
+    given = {}
+    for part in ("unet", *TEXTS[kind]):
+        own = getattr(made, part)
+        targets = LINEAR if part == "unet" else ["q_proj", "fc1"]
+        own.add_adapter(LoraConfig(r=2, lora_alpha=5, target_modules=targets, init_lora_weights=False))
+        given[f"{part}_lora_layers"] = get_peft_model_state_dict(own)
+        given[f"{part}_lora_adapter_metadata"] = own.peft_config["default"].to_dict()
+    made.save_lora_weights(out, **given)
+    return out / "pytorch_lora_weights.safetensors"
+
+
+def in_kohyas_form(file: Path, kind: str, out: Path) -> Path:
+    content = {}
+    texts = dict(zip(TEXTS[kind], ["lora_te"] if kind == "sd" else ["lora_te1", "lora_te2"], strict=True))
+    for name, own in load_file(file).items():
+        part, _, rest = name.partition(".")
+        module, _, last = rest.replace(".lora.", ".lora_").partition(".lora_")
+        side = "down" if last.startswith(("A", "down", "linear_layer.down")) else "up"
+        flat = f"{texts.get(part, 'lora_unet')}_{module.replace('.', '_')}"
+        content[f"{flat}.lora_{side}.weight"] = own
+        content[f"{flat}.alpha"] = torch.tensor(5.0)
+    save_file(content, out)
+    return out
+
+
+@pytest.mark.parametrize("kind", ["sd", pytest.param("sdxl", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", ["diffusers", "kohya"])
+def test_text_encoders_have_the_adapter_of_the_model_that_gives_them(form: str, kind: str, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    pipeline(kind).save_pretrained(folder)
+    file = adapters_of_all(folder, kind, tmp_path / "lora")
+    plain, other = (diffusers.DiffusionPipeline.from_pretrained(folder) for _ in range(2))
+    other.load_lora_weights(str(file.parent))
+    other.fuse_lora()
+    other.unload_lora_weights()
+    file = in_kohyas_form(file, kind, tmp_path / "kohya.safetensors") if form == "kohya" else file
+    models = {"base": str(folder), "own": f"{folder}+{file}"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", EvomergeWarning)
+        pool = open_pipelines(models, "base", others="own")
+    check(pool, dict(other.unet.state_dict()))
+    recipe = pool.info.linear({"own": 1.0})
+    written = diffusers.DiffusionPipeline.from_pretrained(write_pipeline(recipe, pool, tmp_path / "out"))
+    held = assemble(plain.unet, pool.config.rest, torch.float32, torch.device("cpu"))
+    for part in TEXTS[kind]:
+        wanted = dict(getattr(other, part).named_parameters())
+        before = dict(getattr(plain, part).named_parameters())
+        assert sum(not torch.equal(own, before[name]) for name, own in wanted.items()) == 2
+        for made in (held, written):
+            own = dict(getattr(made, part).named_parameters())
+            assert own.keys() == wanted.keys()
+            assert all(torch.allclose(own[name], each, rtol=1e-5, atol=1e-6) for name, each in wanted.items())
+    assert pool_of_recipe(recipe).config.rest == pool.config.rest
+    with pytest.warns(EvomergeWarning, match="are of text encoders"):
+        assert open_pipelines(models, "base").config.rest.adapter is None
 
 
 @pytest.mark.parametrize(

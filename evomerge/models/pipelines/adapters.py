@@ -1,7 +1,7 @@
 """Adapters of networks that draw images: LoRA as diffusers, PEFT and Kohya's scripts have it, LyCORIS's LoHa and LoKr.
 
-What a file calls its modules is brought to the network's names; what belongs to text encoders is left out, since these
-are one pipeline's as they are.
+What a file calls its modules is brought to the network's names. What belongs to text encoders is an adapter of its own:
+results have those of one pipeline, and only what is for these counts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,16 @@ _PEFT = "adapter_config.json"
 _FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 _PEFT_PREFIX = "base_model.model."
 _FLAT = ("lora_unet_", "lycoris_", "lora_transformer_")
-_TEXTS = ("lora_te", "text_encoder")
+_FLAT_TEXTS = "lora_te"
+_FLAT_OF_TEXTS = {
+    "text_encoder": ("lora_te_", "lora_te1_"),
+    "text_encoder_2": ("lora_te2_",),
+    "text_encoder_3": ("lora_te3_",),
+}
+TEXT_ENCODER = "text_encoder"
+_TEXTS = (_FLAT_TEXTS, TEXT_ENCODER)
+_WRAPPED = "text_model."
+"""What CLIP's files may have before the names of modules, and adapters of them."""
 _METADATA = "lora_adapter_metadata"
 _KINDS = ("LORA", "LOHA", "LOKR")
 _PATTERNS = ("rank_pattern", "alpha_pattern")
@@ -42,9 +51,10 @@ class NetworkAdapter(TensorFiles):
 
     Args:
         place: the file, or a folder with one.
-        network: the part of the pipeline that it is for.
+        network: the part of the pipeline that it is for. Of a text encoder there may be nothing in it.
         pipeline: the pipeline's class.
         base: the network.
+        warn: say so where there is something for text encoders, and `network` is none.
 
     Raises:
         PoolError: there is no such file, it is of a kind that cannot be folded, or does not fit the network.
@@ -52,7 +62,8 @@ class NetworkAdapter(TensorFiles):
 
     _kind = "adapter"
 
-    def __init__(self, place: Path, network: str, pipeline: str, base: Checkpoint) -> None:
+    def __init__(self, place: Path, network: str, pipeline: str, base: Checkpoint, *, warn: bool = True) -> None:
+        texts = network.startswith(TEXT_ENCODER)
         self.file = place if place.is_file() else _file_in(place)
         config = read_json(place / _PEFT, "the adapter's settings") if (place / _PEFT).is_file() else {}
         super().__init__(self.file.parent, config, read_header(self.file))
@@ -65,18 +76,20 @@ class NetworkAdapter(TensorFiles):
             )
         found: dict[str, dict[str, torch.Tensor]] = {}
         left_out = 0
-        for name, module, part in self._parts(network, pipeline, base):
+        parts_of = self._parts_of_texts if texts else self._parts
+        for name, module, part in parts_of(network, pipeline, base):
             if module is None:
                 left_out += 1
                 continue
             found.setdefault(module, {})[part] = self.read(name) if name in self.tensors else self._converted[name]
-        if left_out:
+        if left_out and warn and not texts:
             warnings.warn(
-                f"{left_out} tensors of {self.file} are of text encoders, which stay as they are: they are left out",
+                f"{left_out} tensors of {self.file} are of text encoders, and those of results are another model's "
+                "(pool.others): they are left out",
                 EvomergeWarning,
                 stacklevel=2,
             )
-        if not found:
+        if not found and not texts:
             raise PoolError(f"{self.file} holds nothing for the {network}", "an adapter of the part that is merged")
         self.deltas: dict[str, Delta] = {}
         settings = self._settings_of(network)
@@ -119,24 +132,62 @@ class NetworkAdapter(TensorFiles):
             return
         yield from self._through_diffusers(network, pipeline)
 
-    def _through_diffusers(self, network: str, pipeline: str) -> Iterator[tuple[str, str | None, str]]:
-        """Parts of a file in any other form that diffusers reads."""
+    def _parts_of_texts(self, network: str, pipeline: str, base: Checkpoint) -> Iterator[tuple[str, str | None, str]]:
+        """As `_parts`, of a text encoder."""
+        self._converted = {}
+        if self.config or not any(name.startswith(_TEXTS) for name in self.tensors):
+            return  # PEFT's folders are of one network
+        weights = [name.removesuffix(".weight") for name in base.tensors if name.endswith(".weight")]
+        modules = {name.removeprefix(_WRAPPED): name for name in weights}
+        if all(name.startswith((*_FLAT, _FLAT_TEXTS)) for name in self.tensors):
+            flats = {name.replace(".", "_"): module for name, module in modules.items()}
+            for name in self.tensors:
+                before = next((own for own in _FLAT_OF_TEXTS.get(network, ()) if name.startswith(own)), None)
+                if before is not None:
+                    flat, _, part = name.removeprefix(before).partition(".")
+                    flat = flat.removeprefix(_WRAPPED.replace(".", "_"))
+                    yield name, flats.get(flat, flat), part
+            return
+        from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_peft
+
+        content, alphas = self._read_by_diffusers(pipeline)
+        before = f"{network}."
+        own = {name.removeprefix(before): each for name, each in content.items() if name.startswith(before)}
+        with quiet():
+            self._converted = convert_state_dict_to_peft(convert_state_dict_to_diffusers(own)) if own else {}
+        self._converted |= {name.removeprefix(before): each for name, each in alphas.items() if name.startswith(before)}
+        for name in self._converted:
+            module, part = _split(name)
+            yield name, modules.get(str(module).removeprefix(_WRAPPED), module), part
+
+    def _read_by_diffusers(self, pipeline: str) -> tuple[Mapping[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """The file in the form that diffusers gives it, and what it says of alphas."""
         owner = pipeline_class(pipeline)
         if not hasattr(owner, "lora_state_dict"):
             raise PoolError(
                 f"{self.file} is an adapter, and {pipeline} loads none", "", "fuse it into the network first"
             )
-        from diffusers.utils import convert_unet_state_dict_to_peft
-
         tensors = {name: self.read(name) for name in self.tensors}
+        unet = "unet" in owner._lora_loadable_modules
         try:
             with quiet():
-                found = owner.lora_state_dict(tensors, **({"return_alphas": True} if network != "unet" else {}))
-                content, alphas = found if isinstance(found, tuple) else (found, None)
+                found = owner.lora_state_dict(tensors, **({} if unet else {"return_alphas": True}))
+        except (ValueError, KeyError, RuntimeError, AttributeError) as error:
+            raise PoolError(f"{self.file} is no adapter that diffusers reads ({str(error)[:200]})") from error
+        content, alphas = found if isinstance(found, tuple) else (found, None)
+        return content, {name: torch.tensor(float(own)) for name, own in (alphas or {}).items()}
+
+    def _through_diffusers(self, network: str, pipeline: str) -> Iterator[tuple[str, str | None, str]]:
+        """Parts of a file in any other form that diffusers reads."""
+        from diffusers.utils import convert_unet_state_dict_to_peft
+
+        content, alphas = self._read_by_diffusers(pipeline)
+        try:
+            with quiet():
                 content = convert_unet_state_dict_to_peft(content) if network == "unet" else content
         except (ValueError, KeyError, RuntimeError, AttributeError) as error:
             raise PoolError(f"{self.file} is no adapter that diffusers reads ({str(error)[:200]})") from error
-        self._converted = {**content, **{name: torch.tensor(float(own)) for name, own in (alphas or {}).items()}}
+        self._converted = {**content, **alphas}
         for name in self._converted:
             if name.startswith(_TEXTS):
                 yield name, None, ""

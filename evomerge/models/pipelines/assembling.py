@@ -15,6 +15,7 @@ from evomerge.models.memory import out_of_memory
 from evomerge.models.pipelines.folders import read_pipeline
 from evomerge.models.pipelines.libraries import pipeline_class, quiet, require_diffusers
 from evomerge.models.pipelines.rest import PipelineRest
+from evomerge.models.pipelines.text_encoders import fold_into
 
 _MOST_KEPT = 4096  # calls whose results are kept
 
@@ -42,7 +43,10 @@ def assemble(module: Any, rest: PipelineRest, dtype: torch.dtype, device: torch.
             pipeline = cls.from_pretrained(
                 str(rest.folder), **{rest.network: module}, torch_dtype=dtype, local_files_only=True
             )
+            fold_into(pipeline, rest)
             pipeline.to(device)
+    except PoolError:
+        raise
     except Exception as error:  # of any of its parts
         if out_of_memory(error):
             raise

@@ -26,6 +26,7 @@ from evomerge.models.pipelines.network_config import NetworkConfig
 from evomerge.models.pipelines.places import locate_adapted, locate_pipeline
 from evomerge.models.pipelines.rest import PipelineRest
 from evomerge.models.pipelines.single_file import SingleFile
+from evomerge.models.pipelines.text_encoders import adapted_text_encoders
 from evomerge.models.pool import Pool
 from evomerge.models.pool_settings import check_pool_settings, of_model, raise_all
 from evomerge.models.sources import main_dtype, warn_of_dtypes
@@ -95,7 +96,7 @@ def open_pipelines(
             configs[name] = NetworkConfig(checkpoints[name].config, place)
             adapted = adapters[name]
             if adapted is not None:
-                adapter = NetworkAdapter(adapted, part, giver.class_name, checkpoints[name])
+                adapter = NetworkAdapter(adapted, part, giver.class_name, checkpoints[name], warn=name != whose)
                 checkpoints[name] = FoldedNetwork(checkpoints[name], adapter, room)
             if is_pipeline(place):
                 _check_scheduler(name, read_pipeline(place), giver, whose)
@@ -105,7 +106,8 @@ def open_pipelines(
     config = configs[reference]
     layout, blocks = layout_of_network(config.skeleton())
     config.num_hidden_layers = layout.layers
-    config.rest = PipelineRest(giver.folder, part, giver.class_name, whose)
+    config.rest = PipelineRest(giver.folder, part, giver.class_name, whose, adapters.get(whose))
+    adapted_text_encoders(config.rest)  # refuses what does not fit
     ignored = {*_IMMATERIAL, *ignore_config}
     if not whose:
         _check_giver(giver, part, reference, config, {*ignored, "sample_size"})
