@@ -40,7 +40,7 @@ class GlueSizes:
     per_library: int = 100_000
     train: int = 3000
     validation: int = 1000
-    test: int = 2000
+    test: int = 1000
     vocabulary: int = 1500
     start_steps: int = 250
     steps: int = 120
@@ -88,7 +88,7 @@ def make_glue(
     from evomerge.demo.train import seeded, streams
 
     chosen = sizes or (QUICK if quick else GlueSizes())
-    wanted: dict[str, Any] = {"glue": 2, "seed": seed, **asdict(chosen), "shares": SHARES}
+    wanted: dict[str, Any] = {"glue": 2, "seed": seed, **asdict(chosen), "shares": list(SHARES)}
 
     def write(building: Path) -> None:
         drawn, parameters, order = streams(seed)

@@ -49,6 +49,17 @@ def test_a_text_of_glue_is_in_one_part_for_all_tasks(tmp_path: Path) -> None:
         assert not texts & others
 
 
+@pytest.mark.parametrize("kind", sorted(MAKERS))
+def test_a_pool_that_is_there_is_not_made_again(kind: str, tmp_path: Path) -> None:
+    told: list[str] = []
+    make_stand_in(kind, tmp_path / "pool", 0, quick=True, say=told.append)
+    manifest = (tmp_path / "pool" / "manifest.json").stat()
+    told.clear()
+    make_stand_in(kind, tmp_path / "pool", 0, quick=True, say=told.append)
+    assert not told
+    assert (tmp_path / "pool" / "manifest.json").stat().st_ino == manifest.st_ino
+
+
 def test_a_maker_that_there_is_not_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'large_clip'.*'large_clips'"):
         make_stand_in("large_clip", tmp_path / "pool", 0)
