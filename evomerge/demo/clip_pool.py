@@ -34,8 +34,8 @@ class ClipSizes:
         width, layers: of both towers.
     """
 
-    search: int = 60
-    test: int = 200
+    search: int = 200
+    test: int = 400
     start_steps: int = 400
     steps: int = 80
     rate: float = 4e-4
@@ -43,8 +43,12 @@ class ClipSizes:
     layers: int = 3
 
 
+LARGE = ClipSizes(width=48, layers=5)
+"""Towers that are wider and deeper, as ViT-L/14 is beside ViT-B/32."""
+
 QUICK = ClipSizes(12, 20, 4, 3, 4e-4, 16, 2)
-"""Models of the right shape that can do next to nothing."""
+QUICK_LARGE = ClipSizes(12, 20, 4, 3, 4e-4, 16, 3)
+"""Models of the right shapes that can do next to nothing."""
 _START_RATE, _BATCH = 2e-3, 64
 
 

@@ -19,7 +19,7 @@ from evomerge.demo.docstrings import LIBRARIES, parted
 from evomerge.demo.glue_texts import LABELS, GlueExample, glue_examples
 
 BASE = "base"
-PARTS, SHARES = ("train", "validation", "test"), (0.6, 0.1, 0.3)
+PARTS, SHARES = ("train", "validation", "test"), (0.4, 0.25, 0.35)
 CALIBRATION = 256
 """Items of each task, for Fisher merging and RegMean."""
 
@@ -37,9 +37,9 @@ class GlueSizes:
         width, layers: of the models.
     """
 
-    per_library: int = 1200
+    per_library: int = 100_000
     train: int = 3000
-    validation: int = 300
+    validation: int = 1000
     test: int = 1000
     vocabulary: int = 1500
     start_steps: int = 250
@@ -88,7 +88,7 @@ def make_glue(
     from evomerge.demo.train import seeded, streams
 
     chosen = sizes or (QUICK if quick else GlueSizes())
-    wanted: dict[str, Any] = {"glue": 1, "seed": seed, **asdict(chosen)}
+    wanted: dict[str, Any] = {"glue": 2, "seed": seed, **asdict(chosen), "shares": list(SHARES)}
 
     def write(building: Path) -> None:
         drawn, parameters, order = streams(seed)

@@ -35,13 +35,20 @@ def _clips(folder: Path, seed: int, quick: bool, each_step: Callable[[str], None
     return make_clips(folder, seed, quick=quick, each_step=each_step)
 
 
-def _skills(sources: Mapping[str, str]) -> Maker:
-    """What makes experts with these skills."""
+def _large_clips(folder: Path, seed: int, quick: bool, each_step: Callable[[str], None]) -> Path:
+    from evomerge.demo.clip_pool import LARGE, QUICK_LARGE, make_clips
+
+    return make_clips(folder, seed, sizes=QUICK_LARGE if quick else LARGE, each_step=each_step)
+
+
+def _skills(sources: Mapping[str, str], **sizes: float) -> Maker:
+    """What makes experts with these skills; sizes are those of `SkillSizes` that are others than its own."""
 
     def make(folder: Path, seed: int, quick: bool, each_step: Callable[[str], None]) -> Path:
-        from evomerge.demo.skills import make_skills
+        from evomerge.demo.skills import SkillSizes, make_skills
 
-        return make_skills(folder, sources, seed, quick=quick, each_step=each_step)
+        chosen = None if quick else SkillSizes(**sizes)  # type: ignore[arg-type]
+        return make_skills(folder, sources, seed, quick=quick, sizes=chosen, each_step=each_step)
 
     return make
 
@@ -60,10 +67,11 @@ MAKERS: dict[str, Maker] = {
     "languages": _languages,
     "lengths": _lengths,
     "clips": _clips,
+    "large_clips": _large_clips,
     "domains": _skills(_DOMAINS),
-    "agents": _skills({"wizard": "sort_e", "agent": "repeat_j"}),
+    "agents": _skills({"wizard": "sort_e", "agent": "repeat_j"}, search=150, start_steps=60, steps=100, rate=1.6e-3),
     "alignment": _skills({"helpful": "repeat_e", "honest": "sort_e", "harmless": "first_e"}),
-    "experts": _skills({f"expert{number}": skill for number, skill in enumerate(_EIGHT, 1)}),
+    "experts": _skills({f"expert{number}": skill for number, skill in enumerate(_EIGHT, 1)}, search=120),
 }
 """What makes a pool, by the word that ``protocol.stand_in`` is."""
 

@@ -32,7 +32,7 @@ QUICK = ["protocol.quick=true", "display=quiet"]
 def small(name: str) -> list[str]:
     """A few candidates of every search."""
     numbers = {
-        "gpt2_glue": ["search_by_model", "search_by_layer", "search_methods"],
+        "gpt2_glue": ["search_by_model", "search_by_layer", "search_methods", "search_tsv"],
         "clip_b32": ["search_by_model"],
         "clip_l14": ["search_by_model"],
         "evollm": ["parameters", "paths", "both"],
@@ -56,7 +56,7 @@ def glue(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     root = tmp_path_factory.mktemp("protocol")
     grids = "{task_arithmetic: {grid: {lambda: [0.1, 0.3]}}, ties: {grid: {lambda: [0.1, 0.3]}}}"
     less = ["~protocol.methods.fisher", "~protocol.methods.regmean", f"protocol.methods={grids}"]
-    less += ["~protocol.searches.search_methods"]  # which reads statistics of data
+    less += ["~protocol.searches.search_methods", "~protocol.searches.search_tsv"]  # statistics of data, and a like one
     words = [*QUICK, *small("gpt2_glue"), *less, f"pool.root='{root / 'pool'}'"]
     folder = root / "run"
     assert main(["protocol", "gpt2_glue", "--stand-in", *words, f"run_dir='{folder}'"]) == 0
