@@ -35,8 +35,8 @@ SPECIAL = 120
 RATES = (0.9, 0.95, 0.98)
 """Of moving averages that are kept up at every step, as diffusers does: higher ones are never reached, since its
 averages warm up."""
-SEARCH_IMAGES, HELD_OUT_IMAGES = 30, 100
-"""Of each digit."""
+SEARCH_IMAGES, KID_IMAGES, JUDGED_IMAGES = 30, 400, 50
+"""Of each digit: in a search for KID (a third of them where a network judges), and held out."""
 LCSC_STEPS, MERGE_STEPS = 4, 2
 """Of the sampler."""
 
@@ -221,7 +221,7 @@ def drawing(work: Path, part: str, images: int, *, kid: bool) -> list[str]:
 def lcsc(work: Path, seed: int) -> None:
     """LCSC over the last checkpoints by KID, and the training's own moving averages beside it, on the same noise."""
     folder = work / f"seed{seed}"
-    kid = [*drawing(work, "search", SEARCH_IMAGES, kid=True), *drawing(work, "held_out", HELD_OUT_IMAGES, kid=True)]
+    kid = [*drawing(work, "search", SEARCH_IMAGES, kid=True), *drawing(work, "held_out", KID_IMAGES, kid=True)]
     search(
         *("pool=checkpoints", "+pool.network=auto", f"pool.checkpoints.folder={folder}/training"),
         *(f"pool.checkpoints.first={FIRST}", "search_space=checkpoints", "strategy=cma_es", f"search.seed={seed}"),
@@ -264,7 +264,7 @@ def m2n2(work: Path, seed: int) -> None:
             *(f"search.seed={seed}", f"search.evaluations={30 if name == 'slerp' else 120}"),
             f"run_dir={work}/runs/{name}-{seed}",
             *drawing(work, "search", SEARCH_IMAGES // 3, kid=False),
-            *drawing(work, "held_out", HELD_OUT_IMAGES // 2, kid=False),
+            *drawing(work, "held_out", JUDGED_IMAGES, kid=False),
         )
 
 
