@@ -40,7 +40,7 @@ class GlueSizes:
     per_library: int = 100_000
     train: int = 3000
     validation: int = 1000
-    test: int = 1000
+    test: int = 2000
     vocabulary: int = 1500
     start_steps: int = 250
     steps: int = 120
