@@ -103,8 +103,7 @@ MISMATCHES: dict[str, tuple[str, dict[str, Any], Callable[[Path], None] | None, 
         "llama",
         {"vocab_size": 48},
         without_tokenizer,
-        r"model 'b' has a vocabulary of 48, 'a' of 40; .*; copy the tokenizer of 'b' into .*; "
-        r"then set pool\.tokenizer=union",
+        r"model 'b' has a vocabulary of 48, 'a' of 40; .*; copy the tokenizer of 'b' .*then set pool\.tokenizer=union",
     ),
     "tokens": ("llama", {}, tokens, r"'b'.*'a'|'a'.*'b'"),
     "missing tensor": (
