@@ -27,7 +27,7 @@ def verify(data: bytes, where: str) -> None:
         try:
             image.verify()
         except Exception as error:  # decoders raise what they like
-            raise FitnessError(f"{where} is damaged: Pillow cannot read it ({reason_of(error)})", "an image") from error
+            raise FitnessError(f"{where} is no image that Pillow reads ({reason_of(error)})", "an image") from error
 
 
 def opened(data: bytes, where: str) -> Any:

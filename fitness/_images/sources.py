@@ -88,7 +88,7 @@ def read_source(term: ImageTerm, key: str, split: SplitTerm, seed: int) -> Image
     key = f"{key}.images"
     found = _entries(term, key)
     classes = tuple(sorted({item.label for item in found}, key=_number_first))
-    hashes = [_hash_of(item) for item in found]
+    hashes = [hash_of(item) for item in found]
     places = chosen_places(hashes, [item.label for item in found], term, key, split, seed)
     found, hashes = [found[i] for i in places], [hashes[i] for i in places]
     pairs = zip(found, hashes, strict=True)
@@ -134,7 +134,7 @@ def chosen_places(
     return [chosen[i] for i in evenly([labels[place] for place in chosen], term.limit, seed)]
 
 
-def _hash_of(item: ImageItem) -> str:
+def hash_of(item: ImageItem) -> str:
     """A hash of an image's bytes, which are looked at on this occasion."""
     data = item.read()
     verify(data, item.where)

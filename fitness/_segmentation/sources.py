@@ -16,7 +16,7 @@ from fitness._classification.tables import cell_of, read_rows
 from fitness._classification.terms import SplitTerm
 from fitness._documents import Document
 from fitness._images.pixels import mask_of, size_of
-from fitness._images.sources import SUFFIXES, ImageItem, check_images, chosen_places, image_of, is_image
+from fitness._images.sources import SUFFIXES, ImageItem, check_images, chosen_places, hash_of, image_of, is_image
 from fitness._segmentation.prompts import Prompts, prompts_of
 from fitness._segmentation.terms import SegmentationTerm
 
@@ -94,7 +94,7 @@ def read_source(term: SegmentationTerm, key: str, split: SplitTerm, seed: int) -
     check_place(term, key)
     path = Path(term.images).expanduser()
     rows = list(_of_folder(path, key) if path.is_dir() else _of_table(path, term, key))
-    hashes = [hashlib.sha256(image.read()).hexdigest() for image, _, _ in rows]
+    hashes = [hash_of(image) for image, _, _ in rows]
     chosen = chosen_places(hashes, [""] * len(rows), term, key, split, seed)
     items, documents = list[MaskedItem](), list[Document]()
     for place in chosen:

@@ -300,7 +300,7 @@ def test_damaged_images_are_named_before_anything_is_drawn(folder: Path, tmp_pat
         with pytest.raises(FitnessError, match=r"1\.png is"):
             compared.check()
     prompts = rows_of_prompts(tmp_path / "prompts.jsonl", ["a cat"], [str(tmp_path / "real" / "1.png")])
-    with pytest.raises(FitnessError, match=r"1\.png is damaged"):
+    with pytest.raises(FitnessError, match=r"1\.png is no image that Pillow reads"):
         TextToImageFitness(str(prompts), metrics="ncs", clip=str(folder / "clip")).check()
 
 
