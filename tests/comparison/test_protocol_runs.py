@@ -236,7 +236,7 @@ def test_a_folder_that_another_began_meanwhile_is_refused(tmp_path: Path, monkey
         (folder / FILE).write_text("evomerge_protocol: 1\n")
 
     monkeypatch.setattr(running, "_make_models", made)
-    monkeypatch.setattr(running, "_check_parts", lambda plan, folder: None)
+    monkeypatch.setattr(running, "_check_parts", lambda plan, folder, say: None)
     with pytest.raises(OutputError, match="goes on with it"):
         running.begin(Plan.of("gpt2_glue_stand_in", [f"run_dir='{folder}'"]), folder)
     assert [path.name for path in folder.iterdir()] == [FILE]
