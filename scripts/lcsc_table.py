@@ -2,7 +2,8 @@
 
 Prints a Markdown table with a row for every run of `experiment=lcsc` (or `lcsc_evolution`): the last checkpoint, the
 uniform average, the best moving average, the winner, and paired tests of the winner against each. The best moving
-average is the one that scores best on the held-out items themselves, which favours it.
+average is the one that scores best on the held-out items themselves, which favours it. Runs that are called alike but
+for a number have a row together, with each run's own best moving average.
 
 `--digits N` runs `experiment=lcsc_digits` with N seeds, by CMA-ES and by the paper's evolution, without keeping the
 runs, and prints the same for the test images. There all seeds answer the same items: the last row tests their means,
@@ -19,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -41,6 +43,7 @@ Scores = Mapping[str, Floats]
 
 BEST = "LCSC"
 EMA = "EMA "
+_OTHERS = (UNIFORM, f"{EMA}each")
 EVOLUTION = ("strategy=ga", "strategy.popsize=20", "strategy.mutation=0.3", "strategy.mutation_eta=100")
 HEAD = ["", "last", "uniform", "best EMA", "LCSC", "against last", "uniform", "best EMA", "negative", "largest"]
 
@@ -81,8 +84,8 @@ def line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def of_run(label: str, run: Path) -> str:
-    """The row of a run over models.
+def read_models(run: Path) -> tuple[dict[str, Scores], NDArray[np.float64]]:
+    """What the models of a run's table got on held-out items, and the winner's coefficients.
 
     Raises:
         EvomergeError: the folder is no run, or has no held-out scores.
@@ -91,7 +94,7 @@ def of_run(label: str, run: Path) -> str:
     if record.best is None or record.split != "held_out":
         raise ConfigError(f"run {run} has no winner scored on held-out items", "finished runs", "resume it")
     metrics = record.headlines(record.best.evaluation)
-    models = {
+    models: dict[str, Scores] = {
         (BEST if model is record.best else model.name): {
             task: model.evaluation.items[metric] for task, metric in metrics.items()
         }
@@ -99,7 +102,35 @@ def of_run(label: str, run: Path) -> str:
     }
     recipe = read_recipe_file(record.folder.best_recipe, "the winner")
     weights = [dict(own.parameters)["weight"] for own in recipe.slices[0].inputs]
-    return row(label, models, np.array(weights, dtype=np.float64))
+    return models, np.array(weights, dtype=np.float64)
+
+
+def of_runs(runs: Sequence[tuple[str, Path]]) -> list[str]:
+    """A row for every run over models, then one for all runs that are called alike but for a number.
+
+    Raises:
+        EvomergeError: a folder is no run, or has no held-out scores.
+    """
+    rows, groups = [], dict[str, list[dict[str, Scores]]]()
+    for label, run in runs:
+        models, weights = read_models(run)
+        rows.append(row(label, models, weights))
+        groups.setdefault(label.rstrip("0123456789 "), []).append(models)
+    for name, every in groups.items():
+        if len(every) > 1:
+            rows.append(
+                row(f"{name}, all {len(every)}", {own: _joined(every, own) for own in ("last", *_OTHERS, BEST)})
+            )
+    return rows
+
+
+def _joined(every: Sequence[dict[str, Scores]], name: str) -> Scores:
+    """Scores of what is called by one name in every run, each task of each run by itself."""
+    found: dict[str, Floats] = {}
+    for place, models in enumerate(every):
+        own = dict(zip(("last", *_OTHERS, BEST), (*compared(models), BEST), strict=True))[name]
+        found |= {f"{place} {task}": values for task, values in models[own].items()}
+    return found
 
 
 def digits(seeds: int, evaluations: int, folder: Path) -> list[str]:
@@ -119,7 +150,7 @@ def digits(seeds: int, evaluations: int, folder: Path) -> list[str]:
             genomes = {**space.starts, BEST: best}
             every.append({name: {"digits": test.score_genome(g).items["digits/acc"]} for name, g in genomes.items()})
             rows.append(row(f"{label} {seed}", every[-1], space.coefficients(best)["model"]))
-        named = [dict(zip(("last", UNIFORM, f"{EMA}each", BEST), (*compared(own), BEST), strict=True)) for own in every]
+        named = [dict(zip(("last", *_OTHERS, BEST), (*compared(own), BEST), strict=True)) for own in every]
         means = {
             name: {
                 "digits": np.mean([own[place[name]]["digits"] for own, place in zip(every, named, strict=True)], axis=0)
@@ -138,9 +169,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--evaluations", type=int, default=500, help="of each run on digits (default: 500)")
     given = parser.parse_args(arguments)
     try:
-        rows = [
-            of_run(label or folder, Path(folder)) for label, _, folder in (own.rpartition("=") for own in given.runs)
-        ]
+        named = (own.rpartition("=") for own in given.runs)
+        rows = of_runs([(label or folder, Path(folder)) for label, _, folder in named])
         if given.digits:
             with TemporaryDirectory() as folder:
                 rows += digits(given.digits, given.evaluations, Path(folder))
