@@ -68,7 +68,7 @@ def lcsc_table(work: Path, seeds: Sequence[int]) -> None:
         scores = {name: value for folder in folders for name, value in searched(folder).items()}
         means = {name: each for name, each in {**own, **trained}.items() if name.lower().startswith("ema")}
         last = next(name for name in own if name.startswith("step-"))
-        chosen = min(means, key=scores.__getitem__)
+        chosen = max(means, key=scores.__getitem__)  # of objectives more is better
         best = min(means, key=lambda name: means[name].mean())
         models = [own[last], own["uniform average"], means[chosen], means[best], own["best"]]
         rows.append((str(seed), models, ["", "", f" ({chosen})", f" ({best})", ""]))

@@ -18,6 +18,8 @@ def refuse_parts(target: str, task: str | None) -> None:
     Raises:
         ConfigError: a task is asked for, whose model is still to be written.
     """
+    if not (Path(target) / "config.json").is_file():  # no model's folder: nothing heavy is imported for a run's
+        return
     from evomerge.export.switch_parts import FOLDER
     from evomerge.export.switch_reader import is_switch_folder
     from evomerge.export.writer import RECIPE_FILE

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import save_clip, save_pool
 
@@ -205,7 +206,7 @@ def test_the_experiment_on_sdxl_is_the_one_that_is_announced(tmp_path: Path) -> 
     names = ("japanese", "sdxl", "dpo", "juggernaut")
     models = save_pool(tmp_path, "sdxl", names)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a bicycle", "image": "a.png"}\n')
-    (tmp_path / "a.png").write_bytes(b"")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     prompts = tmp_path / "prompts.jsonl"
     own = [f"prompts={prompts}", f"clip={save_clip(tmp_path / 'clip')}"]
     words = [f"{split}.{word}" for split in ("fitness", "held_out") for word in own]

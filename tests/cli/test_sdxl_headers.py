@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from tiny_pipelines import save_clip
 
 from evomerge.cli.main import main
@@ -84,7 +85,7 @@ def words(header: tuple[bytes, int], tmp_path: Path) -> list[str]:
                 file.seek(8 + len(text) + begin)
                 file.write(bytes([number + 1]))
             file.truncate(8 + len(text) + size)
-    (tmp_path / "bicycle.jpg").touch()
+    Image.new("RGB", (8, 8)).save(tmp_path / "bicycle.jpg")
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "自転車", "image": "bicycle.jpg"}\n' * 3, encoding="utf-8")
     models = ", ".join(f"{name}: {name}" for name in NAMES)
