@@ -48,6 +48,14 @@ class Row:
     gain: float | None = None
     comparison: Comparison | None = None
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of `gain`, where it has bounds and the metric is a mean over items: others have other units."""
+        test = self.comparison
+        if test is None or self.gain is None or not test.bounded or abs(test.difference - self.gain) >= 1e-6:
+            return None
+        return test.interval
+
 
 @dataclass(frozen=True)
 class TaskResult:

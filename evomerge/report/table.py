@@ -38,9 +38,8 @@ def verdict(summary: Summary) -> str:
     if test is None:
         return f"The evolved merge differs from {rival} by {amount}; without per-item scores nothing can be tested."
     evidence = f"paired {test.test} p = {p_text(test.p_value)}, {test.items} items"
-    # Else the metric is no mean over items, and has other units.
-    if test.bounded and abs(test.difference - row.gain) < 1e-6:
-        evidence += f", 95% interval {signed_fixed(test.interval[0])} to {signed_fixed(test.interval[1])}"
+    if row.interval is not None:
+        evidence += f", 95% interval {signed_fixed(row.interval[0])} to {signed_fixed(row.interval[1])}"
     if not test.significant:
         return f"No significant difference between the evolved merge and {rival}: {amount} ({evidence})."
     if row.gain > 0 and test.difference > 0:

@@ -165,8 +165,8 @@ def _verdict(view: RunView, summary: Summary | None) -> tuple[str, str]:
 def _evidence(test: Comparison, split: str, row: Row) -> str:
     word = "The difference is significant" if test.significant else "The difference could be chance"
     span = ""
-    if test.bounded and row.gain is not None and abs(test.difference - row.gain) < 1e-6:
-        span = f", 95% interval {signed(test.interval[0])} to {signed(test.interval[1])}"
+    if row.interval is not None:
+        span = f", 95% interval {signed(row.interval[0])} to {signed(row.interval[1])}"
     return f"{word}: {p_words(test.p_value)} by the paired {test.test} test on {count(test.items)} {split} items{span}."
 
 

@@ -69,7 +69,6 @@ def held_out(view: RunView, page: Page) -> Markup | None:
 def _line(row: Row, summary: Summary, tasks: tuple[TaskResult, ...], winner: bool) -> Line:
     best = row.name == summary.best_baseline and row.kind != "evolved"
     test = row.comparison
-    whole = test is not None and test.bounded and row.gain is not None and abs(test.difference - row.gain) < 1e-6
     kind = {"base": "base", "baseline": "baseline", "source": "source", "evolved": ""}[row.kind]
     return Line(
         name="The evolved merge" if row.kind == "evolved" else clean(row.name, 80),
@@ -77,7 +76,7 @@ def _line(row: Row, summary: Summary, tasks: tuple[TaskResult, ...], winner: boo
         scores=[number(row.scores.get(task.task)) for task in tasks],
         mean=number(row.mean) if row.mean is not None else clean(row.status, 20),
         gain="–" if best else signed(row.gain),
-        interval=f"{signed(test.interval[0])} to {signed(test.interval[1])}" if test is not None and whole else "",
+        interval="" if row.interval is None else f"{signed(row.interval[0])} to {signed(row.interval[1])}",
         p="" if test is None else p_cell(test.p_value),
         winner=winner,
     )
